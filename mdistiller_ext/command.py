@@ -1,0 +1,31 @@
+"""How the command-line tools fail: one clear line and an exit status."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from .errors import ConfigError, RunError
+
+
+def run_tool(
+    main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser
+) -> NoReturn:
+    """Parse the arguments, run `main`, exit: 0, 2 for bad arguments or config, 1 for a failure."""
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_intermixed_args()
+    status, message = 0, ""
+    try:
+        main(args)
+    except KeyboardInterrupt:
+        status, message = 130, "interrupted"
+    except Exception as error:
+        status, message = 2 if isinstance(error, ConfigError) else 1, str(error)
+        if not isinstance(error, (ConfigError, RunError, OSError)):
+            message = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+        if args.debug:
+            traceback.print_exc()
+    for line in message.splitlines():
+        print(f"{parser.prog}: error: {line}", file=sys.stderr)
+    sys.exit(status)

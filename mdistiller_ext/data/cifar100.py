@@ -1,0 +1,93 @@
+"""CIFAR-100 (Krizhevsky, 2009), from the official archive in its binary or its Python form."""
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import RunError
+from ..files import download, extract
+from .views import ImageSet
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
+ARCHIVE_MD5 = "03b5dce01913d631647c71ecec9e9cb8"
+MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+RECORD = 2 + 3 * 32 * 32  # coarse label, fine label, red, green and blue planes
+
+# md5 of (train, test) in each form. The Python form is a pickle: nothing but the official files
+# is ever loaded.
+BINARY = {
+    "train.bin": "6172c7755cfe09b2fe270c85cebc1b15",
+    "test.bin": "4499cfba6c016c1be1438163640a0898",
+}
+PYTHON = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
+
+
+def load(root: Path) -> tuple[ImageSet, ImageSet]:
+    """(train, test) from `root`, where it is downloaded to if it is not there.
+
+    Raises:
+        RunError: a file is damaged, or the download failed.
+    """
+    if (root / "cifar-100-binary").is_dir():
+        splits = [read_binary(root / "cifar-100-binary" / name) for name in BINARY]
+    elif (root / "cifar-100-python").is_dir():
+        splits = [read_python(root / "cifar-100-python" / name) for name in PYTHON]
+    else:
+        fetch(root)
+        return load(root)
+    train, test = (
+        ImageSet.build(images, targets, MEAN, STD, padding=4, flips=True)
+        for images, targets in splits
+    )
+    return train, test
+
+
+def fetch(root: Path) -> None:
+    """Download the official archive and unpack it as `root / cifar-100-binary`."""
+    archive = root / URL.rsplit("/", 1)[1]
+    print(f"CIFAR-100 is not in {root}: downloading it from {URL}")
+    try:
+        download(URL, archive, ARCHIVE_MD5)
+        extract(archive, "cifar-100-binary", into=root)
+    except RunError as error:
+        raise RunError(
+            f"DATASET.ROOT {root}: holds neither cifar-100-binary/ nor cifar-100-python/, and "
+            f"{error}; unpack the official archive there or name another folder"
+        ) from error
+    finally:
+        archive.unlink(missing_ok=True)
+
+
+def read_binary(file: Path) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 32, 32), uint8, and fine labels (N,) of a file of the binary form."""
+    records = np.frombuffer(_checked(file, BINARY[file.name]), np.uint8).reshape(-1, RECORD)
+    return _tensors(records[:, 2:], records[:, 1])
+
+
+def read_python(file: Path) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 32, 32), uint8, and fine labels (N,) of a file of the Python form."""
+    content = pickle.loads(_checked(file, PYTHON[file.name]), encoding="latin1")
+    return _tensors(content["data"], np.asarray(content["fine_labels"]))
+
+
+def _tensors(pixels: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+    images = torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy())
+    return images, torch.from_numpy(labels.astype(np.int64))
+
+
+def _checked(file: Path, md5: str) -> bytes:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise RunError(f"{file}: {error.strerror}") from error
+    found = hashlib.md5(content).hexdigest()
+    if found != md5:
+        raise RunError(
+            f"{file}: not the official file ({len(content)} bytes, md5 {found}, expected {md5}); "
+            f"remove {file.parent} to have it downloaded again"
+        )
+    return content

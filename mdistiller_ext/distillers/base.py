@@ -1,0 +1,77 @@
+"""What every distiller is: a student, a frozen teacher, and the losses between them."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Distiller(nn.Module):
+    """Base of all methods, with the toolkit's contract.
+
+    Built as `cls(student, teacher, cfg)`. In training mode a call returns
+    `(student_logits, losses)`, where the trainer sums *all* values of `losses`; in evaluation
+    mode it returns the student's logits. The teacher gets no gradient and stays in eval mode.
+
+    Attributes:
+        TYPE: the method's name, in the registry and in the config.
+        monitor: of the last training step, what is worth logging and must not be trained on:
+            name -> tensor of shape () that sums over an epoch.
+    """
+
+    TYPE: str
+    monitor: dict[str, Tensor]
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher.requires_grad_(False)
+        self.monitor = {}
+
+    def train(self, mode: bool = True) -> "Distiller":
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def get_learnable_parameters(self) -> list[nn.Parameter]:
+        """The parameters the optimizer steps; a method with layers of its own adds them."""
+        return list(self.student.parameters())
+
+    def get_extra_parameters(self) -> int:
+        """Number of parameters that the method adds to the student's."""
+        return 0
+
+    def schedule(self, epoch: int) -> dict[str, float]:
+        """The settings that depend on the epoch, counted from 1, as the step uses them."""
+        return {}
+
+    def logits(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(student's, teacher's) for images of shape (B, 3, H, W), each (B, C) in float32."""
+        with torch.no_grad():
+            logits_teacher, _ = self.teacher(image)
+        logits_student, _ = self.student(image)
+        return logits_student.float(), logits_teacher.float()
+
+    def forward_train(
+        self, *, image: Tensor, target: Tensor, epoch: int, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        raise NotImplementedError
+
+    def forward(self, **kwargs: Any) -> Any:
+        if self.training:
+            return self.forward_train(**kwargs)
+        return self.student(kwargs["image"])[0]
+
+
+class Vanilla(Distiller):
+    """The student alone: cross-entropy with the labels."""
+
+    TYPE = "NONE"
+
+    def __init__(self, student: nn.Module, teacher: nn.Module | None = None, cfg: Any = None):
+        super().__init__(student, nn.Identity() if teacher is None else teacher)
+
+    def forward_train(self, *, image: Tensor, target: Tensor, **kwargs: Any):
+        logits, _ = self.student(image)
+        return logits, {"loss_ce": F.cross_entropy(logits.float(), target)}

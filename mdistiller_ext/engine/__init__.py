@@ -1,0 +1,6 @@
+"""Training and evaluating: the loop, its checkpoints and records."""
+
+from .build import pick_device
+from .evaluation import fidelity, performance, predict
+from .folder import default_name
+from .run import teacher_weights, train

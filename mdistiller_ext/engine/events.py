@@ -1,0 +1,112 @@
+"""What a run shows while it goes on: TensorBoard events, wandb, the progress bar."""
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from ..errors import ConfigError
+from .loop import Meter
+
+
+class Events:
+    """Scalars of each epoch for TensorBoard, and for wandb when LOG.WANDB asks for it.
+
+    The files are derived from the run's history: a resumed run writes them anew, so that no
+    epoch is there twice and none is missing.
+    """
+
+    def __init__(self, folder: Path, name: str, cfg: CfgNode, history: Sequence[dict[str, float]]):
+        shutil.rmtree(folder, ignore_errors=True)
+        self.writer = SummaryWriter(str(folder))
+        self.wandb: Any = None
+        if cfg.LOG.WANDB:
+            try:
+                import wandb
+            except ImportError as error:
+                raise ConfigError(
+                    "LOG.WANDB: True, but wandb is not installed: pip install wandb"
+                ) from error
+            self.wandb = wandb.init(
+                project=cfg.EXPERIMENT.PROJECT, name=name, id=name, resume="allow", config=dict(cfg)
+            )
+        for epoch in history:
+            self._tensorboard(epoch)
+
+    def add(self, epoch: dict[str, float]) -> None:
+        self._tensorboard(epoch)
+        if self.wandb:
+            self.wandb.log(epoch, step=int(epoch["epoch"]))
+
+    def _tensorboard(self, epoch: dict[str, float]) -> None:
+        for name, value in epoch.items():
+            if name != "epoch":
+                self.writer.add_scalar(name, value, int(epoch["epoch"]))
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+class Progress:
+    """A live bar for the epoch, with the time left for the run; nothing where no one looks."""
+
+    REFRESH = 0.5  # seconds between two readings of the device
+
+    def __init__(self, steps: int, epochs: int, first_epoch: int) -> None:
+        self.steps, self.epochs, self.first = steps, epochs, first_epoch
+        self.start = self.read_at = time.perf_counter()
+        self.bar: tqdm | None = None
+
+    def open(self, epoch: int) -> None:
+        self.epoch_start = time.perf_counter()
+        self.bar = tqdm(
+            total=self.steps,
+            desc=f"epoch {epoch}/{self.epochs}",
+            disable=not sys.stderr.isatty(),
+            leave=False,
+            dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}% |{bar}| {remaining} left{postfix}",
+        )
+
+    def __call__(self, meter: Meter) -> None:
+        assert self.bar is not None
+        now = time.perf_counter()
+        if now - self.read_at < self.REFRESH and meter.step < self.steps:
+            return
+        self.read_at = now
+        so_far = meter.read()
+        self.bar.set_postfix_str(
+            f"loss {so_far['loss']:.3f}, top-1 {so_far['train_top1']:.1f} %, "
+            f"{meter.images / (now - self.epoch_start):.0f} images/s, "
+            f"run {self.left(meter.epoch - 1 + meter.step / self.steps)} left",
+            refresh=False,
+        )
+        self.bar.update(meter.step - self.bar.n)
+
+    def left(self, epochs_done: float) -> timedelta:
+        """The time the rest of the run takes at its pace so far."""
+        done = epochs_done - (self.first - 1)
+        pace = (time.perf_counter() - self.start) / max(done, 1e-9)
+        return timedelta(seconds=round(pace * (self.epochs - epochs_done)))
+
+    def close(self, epoch: dict[str, float]) -> None:
+        """Replace the bar by a line that stays."""
+        assert self.bar is not None
+        self.bar.close()
+        terms = ", ".join(f"{k[5:]} {v:.3f}" for k, v in epoch.items() if k.startswith("loss_"))
+        print(
+            f"epoch {epoch['epoch']:>3}/{self.epochs}  loss {epoch['loss']:.3f} ({terms})  "
+            f"train {epoch['train_top1']:.2f} %  test {epoch['test_top1']:.2f} %  "
+            f"{epoch['images_per_s']:.0f} images/s  run {self.left(epoch['epoch'])} left",
+            flush=True,
+        )

@@ -1,0 +1,66 @@
+"""The folder of a run: its name, its lock, and what it holds from before."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from ..config import leaves, shown
+from ..errors import ConfigError
+from ..files import load
+
+# What may change between a run and its continuation: where things lie, not what they are.
+PLACES = ("EXPERIMENT", "LOG", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DISTILLER.TEACHER_C")
+
+
+def default_name(cfg: CfgNode, options: Sequence[str] = ()) -> str:
+    """EXPERIMENT.NAME, or the tag with the command line's settings and the seed."""
+    if cfg.EXPERIMENT.NAME:
+        return cfg.EXPERIMENT.NAME
+    settings = zip(options[::2], options[1::2], strict=True)
+    apart = [
+        f"{k.split('.', 1)[1]}={Path(v).name}"
+        for k, v in settings
+        if not _is_place(k) and k != "SOLVER.SEED"
+    ]
+    name = ",".join([cfg.EXPERIMENT.TAG, *apart, f"seed{cfg.SOLVER.SEED}"])
+    return re.sub(r"[^\w.,=+-]+", "_", name)[-200:]
+
+
+def earlier_state(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | None:
+    """What `latest` holds, or None for a run that starts.
+
+    Raises:
+        ConfigError: the folder holds a run and `resume` is false, or its config is another.
+        RunError: `latest` is damaged.
+    """
+    if not resume and (folder / "record.json").exists():
+        raise ConfigError(
+            f"{folder} holds a run already: continue it with --resume, or start another "
+            f"with a different EXPERIMENT.NAME or SOLVER.SEED"
+        )
+    latest = folder / "latest"
+    if not latest.exists():
+        return None
+    state = load(latest)
+    before, now = (dict(leaves(config)) for config in (state["config"], plain(cfg)))
+    changed = [
+        f"{key} {before.get(key)!r} -> {now.get(key)!r}"
+        for key in {**before, **now}
+        if not _is_place(key) and before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise ConfigError(f"{latest}: was trained with another config: {'; '.join(changed)}")
+    return state
+
+
+def plain(cfg: CfgNode) -> dict[str, Any]:
+    """What a run depends on, in plain types."""
+    return json.loads(json.dumps(shown(cfg)))
+
+
+def _is_place(key: str) -> bool:
+    return key.startswith(PLACES)

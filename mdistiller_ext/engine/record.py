@@ -1,0 +1,87 @@
+"""record.json: everything about a run that a reader of its numbers may ask."""
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..files import write_atomically
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, commit and device."""
+    try:
+        own = version("mdistiller-ext")
+    except PackageNotFoundError:
+        own = "not installed"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "mdistiller_ext": own,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain")),
+        "device": device.type,
+        "device_name": _device_name(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def summary(history: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The run's test accuracies, in percent. The last epoch is the headline: it selects nothing."""
+    if not history:
+        return {}
+    top1 = [epoch["test_top1"] for epoch in history]
+    best = max(top1)
+    return {
+        "last_epoch_top1": top1[-1],
+        "mean_last_10_top1": sum(top1[-10:]) / len(top1[-10:]),
+        "best_epoch_top1_selected_on_test": best,
+        "best_epoch": top1.index(best) + 1,
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: allocated on a GPU, else the resident memory of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    text = json.dumps(record, indent=1)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _git(*words: str) -> str | None:
+    # Only where this package is tracked: an installed copy may lie inside somebody's repository.
+    try:
+        for command in (["ls-files", "--error-unmatch", str(PACKAGE / "__init__.py")], words):
+            result = subprocess.run(
+                ["git", "-C", str(PACKAGE), *command], capture_output=True, text=True, check=True
+            )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

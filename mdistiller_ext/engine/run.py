@@ -1,0 +1,235 @@
+"""One run, from a config to a folder with its checkpoints, events and record."""
+
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from yacs.config import CfgNode
+
+from ..config import load_cfg
+from ..data import get_dataset
+from ..errors import ConfigError, RunError
+from ..files import save, write_atomically
+from ..teacher import Weights, fetch_weights, find_weights, load_weights
+from .build import build_autocast, build_distiller, build_optimizer
+from .evaluation import fidelity, performance, predict
+from .events import Events, Progress
+from .folder import default_name, earlier_state, plain
+from .loop import Meter, learning_rate, train_epoch
+from .record import environment, peak_memory, summary, write_record
+from .seeding import epoch_generator, random_state, seed_everything, set_random_state
+
+
+def train(
+    cfg: CfgNode, name: str, device: torch.device, *, resume: bool = False
+) -> tuple[dict[str, Any], Path]:
+    """Train as a config says, in the folder LOG.PREFIX/EXPERIMENT.PROJECT/name.
+
+    Returns:
+        The record and the folder.
+
+    Raises:
+        ConfigError: the folder holds a run already and `resume` is false, or its config differs.
+        RunError: another process works in the folder, data or weights are not to be had, or the
+            loss became non-finite. What was saved stays as it is.
+    """
+    folder = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            state = earlier_state(cfg, folder, resume)
+            return Run(cfg, folder, device, state).go(), folder
+    except Timeout:
+        raise RunError(f"{folder} is in use by another process") from None
+
+
+class Run:
+    """The state of a run: everything that `latest` holds, and how it goes on."""
+
+    def __init__(
+        self, cfg: CfgNode, folder: Path, device: torch.device, state: dict[str, Any] | None
+    ) -> None:
+        self.cfg, self.folder, self.device = cfg, folder, device
+        self.history: list[dict[str, float]] = []
+        weights = None if cfg.DISTILLER.TYPE == "NONE" else teacher_weights(cfg, device)
+        if state and weights and state["teacher_sha256"] != weights.sha256:
+            raise ConfigError(
+                f"{weights.file}: not the teacher that {folder} was trained with "
+                f"(sha256 {weights.sha256}, expected {state['teacher_sha256']})"
+            )
+        self.weights = weights
+        seed_everything(cfg.SOLVER.SEED)
+        self.distiller = build_distiller(cfg, weights).to(device)
+        self.optimizer = build_optimizer(cfg, self.distiller)
+        if state:
+            self.distiller.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.history = state["history"]
+            set_random_state(state["random"])
+            print(f"{folder}: going on after epoch {len(self.history)}")
+        self.train_set, self.test_set = (part.to(device) for part in get_dataset(cfg))
+        self.logits_teacher: Tensor | None = None
+        self.record: dict[str, Any] = {
+            "name": folder.name,
+            "status": "running",
+            "seed": cfg.SOLVER.SEED,
+            "environment": environment(device),
+            "teacher": self._measure_teacher(),
+            "student": {
+                "name": cfg.DISTILLER.STUDENT,
+                "parameters": sum(p.numel() for p in self.distiller.student.parameters()),
+            },
+            "config": plain(cfg),
+        }
+
+    def go(self) -> dict[str, Any]:
+        cfg = self.cfg
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        steps = -(-len(self.train_set) // cfg.SOLVER.BATCH_SIZE)
+        first = len(self.history) + 1
+        events = Events(self.folder / "train.events", self.folder.name, cfg, self.history)
+        progress = Progress(steps, cfg.SOLVER.EPOCHS, first)
+        self._write_record("running")
+        try:
+            for epoch in range(first, cfg.SOLVER.EPOCHS + 1):
+                self.history.append(self._epoch(epoch, steps, progress))
+                self._save()
+                self._write_record("running")
+                events.add(self.history[-1])
+                progress.close(self.history[-1])
+            self._write_record("finished")
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            self._write_record("interrupted" if stopped else "failed", error=str(error))
+            if isinstance(error, RunError):
+                kept = f"{self.folder / 'latest'} keeps the last good state"
+                raise RunError(f"{error}; {kept}" if self.history else str(error)) from error
+            raise
+        finally:
+            events.close()
+        return self.record
+
+    def _epoch(self, epoch: int, steps: int, progress: Progress) -> dict[str, float]:
+        solver = self.cfg.SOLVER
+        lr = learning_rate(epoch, solver.LR, solver.LR_DECAY_STAGES, solver.LR_DECAY_RATE)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        generator = epoch_generator(solver.SEED, epoch)
+        meter = Meter(epoch, steps)
+        progress.open(epoch)
+        start = time.perf_counter()
+        train_epoch(
+            self.distiller,
+            self.optimizer,
+            self.train_set.epoch(solver.BATCH_SIZE, generator),
+            meter,
+            build_autocast(solver.AMP, self.device),
+            progress,
+        )
+        train_metrics = meter.read()
+        seconds = time.perf_counter() - start
+        test_metrics = self._evaluate()
+        return {
+            "epoch": epoch,
+            "lr": lr,
+            **self.distiller.schedule(epoch),
+            **train_metrics,
+            **{f"test_{key}": value for key, value in test_metrics.items()},
+            "images_per_s": meter.images / seconds,
+            "seconds": time.perf_counter() - start,
+        }
+
+    def _evaluate(self) -> dict[str, float]:
+        size = self.cfg.DATASET.TEST.BATCH_SIZE
+        logits = predict(self.distiller.student, self.test_set, size)
+        metrics = performance(logits, self.test_set.targets)
+        if self.logits_teacher is not None:
+            metrics |= fidelity(logits, self.logits_teacher)
+        return metrics
+
+    def _measure_teacher(self) -> dict[str, Any] | None:
+        if not self.weights:
+            return None
+        size = self.cfg.DATASET.TEST.BATCH_SIZE
+        self.logits_teacher = predict(self.distiller.teacher, self.test_set, size)
+        measured = performance(self.logits_teacher, self.test_set.targets)
+        name = self.cfg.DISTILLER.TEACHER
+        print(f"teacher {name} from {self.weights.file}: test top-1 {measured['top1']:.2f} %")
+        return {
+            "name": name,
+            "file": str(self.weights.file),
+            "sha256": self.weights.sha256,
+            **{f"test_{key}": value for key, value in measured.items()},
+        }
+
+    def _save(self) -> None:
+        """Checkpoints of the epoch; `latest` comes last, it is what a resumed run starts from."""
+        epoch = len(self.history)
+        student = {"model": self.distiller.student.state_dict()}
+        state = {
+            "epoch": epoch,
+            "model": self.distiller.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": random_state(),
+            "history": self.history,
+            "config": plain(self.cfg),
+            "teacher_sha256": self.weights.sha256 if self.weights else None,
+        }
+        if summary(self.history)["best_epoch"] == epoch:
+            save(student, self.folder / "student_best")
+        if epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
+            save(student, self.folder / f"student_{epoch}")
+        save(student, self.folder / "student_last")
+        save(state, self.folder / "latest")
+
+    def _write_record(self, status: str, **more: Any) -> None:
+        self.record |= {
+            "status": status,
+            **more,
+            **summary(self.history),
+            "wall_seconds": sum(epoch["seconds"] for epoch in self.history),
+            "peak_memory_bytes": peak_memory(self.device),
+            "epochs": self.history,
+        }
+        write_record(self.folder / "record.json", self.record)
+
+
+def teacher_weights(cfg: CfgNode, device: torch.device) -> Weights:
+    """The teacher's weights: found, trained as DISTILLER.TEACHER_CFG says, or downloaded."""
+    wanted = cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE
+    file = find_weights(*wanted, checkpoint=cfg.DISTILLER.TEACHER_CKPT)
+    if not file and cfg.DISTILLER.TEACHER_CFG:
+        file = train_teacher(cfg, device)
+    return load_weights(file or fetch_weights(*wanted))
+
+
+def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
+    """Train the teacher and keep it, with its record, in `checkpoints/` of the working folder."""
+    name, dataset = cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE
+    places = ["LOG.PREFIX", cfg.LOG.PREFIX, "DATASET.ROOT", cfg.DATASET.ROOT]
+    teacher_cfg = load_cfg(cfg.DISTILLER.TEACHER_CFG, places)
+    trained = teacher_cfg.DISTILLER.STUDENT, teacher_cfg.DATASET.TYPE
+    if trained != (name, dataset):
+        raise ConfigError(
+            f"DISTILLER.TEACHER_CFG: {cfg.DISTILLER.TEACHER_CFG} trains {trained[0]} on "
+            f"{trained[1]}, expected {name} on {dataset}"
+        )
+    file = Path("checkpoints", dataset, f"{name}.pth")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):
+        if not file.exists():
+            print(f"no weights of {name} on {dataset} yet: training it first, {file} will keep it")
+            _, folder = train(teacher_cfg, default_name(teacher_cfg), device, resume=True)
+            for source, kept in (
+                ("record.json", file.with_suffix(".json")),
+                ("student_last", file),
+            ):
+                with (folder / source).open("rb") as content:
+                    write_atomically(kept, partial(shutil.copyfileobj, content))
+    return file

@@ -1,0 +1,3 @@
+"""The student and teacher networks."""
+
+from .resnet import cifar_model_dict

@@ -1,0 +1,117 @@
+"""Finding, downloading and loading the weights of pretrained networks."""
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ..errors import ConfigError, RunError
+from ..files import download, extract, load
+from ..models.resnet import CHECKPOINTS
+
+URL = (
+    "https://github.com/megvii-research/mdistiller/releases/download/checkpoints/cifar_teachers.tar"
+)
+IN_ARCHIVE = ("resnet32x4", "resnet56", "resnet110")
+TOOLKIT_FOLDER = Path("download_ckpts")
+
+
+class Weights(NamedTuple):
+    """A network's state dict, with the file it came from and that file's sha256."""
+
+    state: dict[str, Tensor]
+    file: Path
+    sha256: str
+
+
+def find_weights(name: str, dataset: str, checkpoint: str = "") -> Path | None:
+    """The file of a network's pretrained weights, or None.
+
+    Looked for in this order: `checkpoint`; `checkpoints/<dataset>/<name>.pth` in the working
+    folder and in this project; for CIFAR-100 the toolkit's `download_ckpts/` in the working
+    folder and in an installed mdistiller.
+
+    Raises:
+        ConfigError: `checkpoint` is named and does not exist.
+    """
+    if checkpoint:
+        if not Path(checkpoint).is_file():
+            raise ConfigError(f"DISTILLER.TEACHER_CKPT: no such file: {checkpoint}")
+        return Path(checkpoint)
+    return next((place for place in _places(name, dataset) if place.is_file()), None)
+
+
+def fetch_weights(name: str, dataset: str) -> Path:
+    """Download the toolkit's teachers into `download_ckpts/` of the working folder.
+
+    Raises:
+        RunError: the weights are not among them, or cannot be had; it lists what was tried.
+    """
+    tried = [str(place) for place in _places(name, dataset)]
+    if dataset == "cifar100" and name in IN_ARCHIVE:
+        archive = TOOLKIT_FOLDER / "cifar_teachers.tar"
+        try:
+            download(URL, archive)
+            extract(archive, "cifar_teachers", into=TOOLKIT_FOLDER)
+            return _toolkit_file(name)
+        except RunError as error:
+            tried.append(str(error))
+        finally:
+            archive.unlink(missing_ok=True)
+    raise RunError(
+        f"no weights for the teacher {name} on {dataset}. Tried: {'; '.join(tried)}. Name a file "
+        f"with DISTILLER.TEACHER_CKPT, or train one: "
+        f"python tools/train.py --cfg configs/{dataset}/teacher_{name}.yaml"
+    )
+
+
+def load_weights(file: Path) -> Weights:
+    """Read a file `{"model": state_dict}`, the toolkit's format, without running any of its code.
+
+    Raises:
+        RunError: the file cannot be read, is no such dictionary, or holds a NaN or an infinity.
+    """
+    content = load(file)
+    state = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise RunError(f'{file}: expected {{"model": state_dict}}, found something else')
+    for key, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise RunError(f"{file}: {key} holds values that are not finite")
+    return Weights(state, file, hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+def load_into(model: nn.Module, weights: Weights, name: str) -> None:
+    """Strictly load weights into a network.
+
+    Raises:
+        RunError: names or shapes differ; it says which, on both sides.
+    """
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in weights.state.items()}
+    if expected != found:
+        key = next(k for k in [*expected, *found] if expected.get(k) != found.get(k))
+        raise RunError(
+            f"{weights.file}: does not fit {name}: {key} has shape {found.get(key, 'none')} in "
+            f"the file ({len(found)} tensors) and {expected.get(key, 'none')} in {name} "
+            f"({len(expected)} tensors)"
+        )
+    model.load_state_dict(weights.state)
+
+
+def _places(name: str, dataset: str) -> Iterator[Path]:
+    own = Path(dataset, f"{name}.pth")
+    yield Path("checkpoints") / own
+    yield CHECKPOINTS / own
+    if dataset == "cifar100":
+        yield _toolkit_file(name)
+        spec = importlib.util.find_spec("mdistiller")
+        for package in (spec and spec.submodule_search_locations) or ():
+            yield Path(package).parent / _toolkit_file(name)
+
+
+def _toolkit_file(name: str) -> Path:
+    return TOOLKIT_FOLDER / "cifar_teachers" / f"{name}_vanilla" / "ckpt_epoch_240.pth"

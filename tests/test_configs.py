@@ -1,0 +1,65 @@
+"""Every YAML of the project: it loads, its method builds and trains two steps."""
+
+from contextlib import nullcontext
+from itertools import islice
+
+import pytest
+import torch
+from conftest import ROOT
+
+from mdistiller_ext.config import load_cfg
+from mdistiller_ext.data import ImageSet
+from mdistiller_ext.engine.build import build_distiller, build_optimizer
+from mdistiller_ext.engine.loop import Meter, train_epoch
+from mdistiller_ext.models import cifar_model_dict
+from mdistiller_ext.teacher import Weights
+
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+METHODS = {"vanilla", "kd", "dkd", "dkd_eat", "dkd_dat", "dkd_lp", "dkd_eat_dat_lp"}
+
+
+def test_each_pair_has_each_method():
+    for folder in ("cifar100", "cifar100/res110_res20", "digits"):
+        names = {file.stem for file in (ROOT / "configs" / folder).glob("*.yaml")}
+        assert {name for name in names if not name.startswith("teacher_")} == METHODS
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT / "configs")))
+def test_config(file):
+    command = f"# python tools/train.py --cfg {file.relative_to(ROOT)}\n"
+    assert file.read_text().startswith(command)
+    cfg = load_cfg(file)
+    assert file.stem == cfg.DISTILLER.TYPE.lower() or cfg.DISTILLER.TYPE == "NONE"
+    classes, side = (10, 8) if cfg.DATASET.TYPE == "digits" else (100, 32)
+    weights = None
+    if cfg.DISTILLER.TYPE != "NONE":
+        teacher = cifar_model_dict[cfg.DISTILLER.TEACHER][0](num_classes=classes)
+        weights = Weights(teacher.state_dict(), file, "")
+    distiller = build_distiller(cfg, weights)
+    before = [p.clone() for p in distiller.get_learnable_parameters()]
+    images = torch.randint(256, (16, 3, side, side), dtype=torch.uint8)
+    data = ImageSet.build(images, torch.arange(16) % classes, (0.5,) * 3, (0.25,) * 3, 1, True)
+    batches = islice(data.epoch(8, torch.Generator()), 2)
+    meter = Meter(1, 2)
+    optimizer = build_optimizer(cfg, distiller)
+    train_epoch(distiller, optimizer, batches, meter, nullcontext, lambda meter: None)
+    assert meter.step == 2 and meter.read()["loss"] > 0
+    after = distiller.get_learnable_parameters()
+    assert not any(map(torch.equal, before, after))
+
+
+def test_paper_settings():
+    cfg = load_cfg(ROOT / "configs/cifar100/dkd_eat_dat_lp.yaml")
+    assert (cfg.SOLVER.EPOCHS, cfg.SOLVER.LR_DECAY_STAGES) == (80, [50, 60, 70])
+    assert (cfg.DISTILLER.TEACHER, cfg.DISTILLER.STUDENT) == ("resnet110", "resnet8")
+    node = cfg.DKD_EAT_DAT_LP
+    assert (node.T, node.BETA, node.WARMUP, node.EAT.RANGE, node.EAT.STEP_EPOCHS) == (
+        4,
+        2,
+        20,
+        0.4,
+        10,
+    )
+    assert node.LP.RATIOS == [0.0, 0.13, 0.27, 0.4]
+    small = load_cfg(ROOT / "configs/cifar100/res110_res20/dkd_eat.yaml")
+    assert (small.DISTILLER.STUDENT, small.DKD_EAT.RANGE) == ("resnet20", 0.2)

@@ -1,0 +1,136 @@
+"""The contract of every method, their neutral settings, and what they compose."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mdistiller_ext import distiller_dict, get_cfg
+from mdistiller_ext.losses import dkd_loss, kd_loss, kl_divergence
+from mdistiller_ext.pruning import pruning_mask
+from mdistiller_ext.temperature import sample_temperature
+
+METHODS = [name for name in distiller_dict if name != "NONE"]
+NEUTRAL = {
+    "DKD_EAT": ["DKD_EAT.RANGE", 0.0],
+    "DKD_DAT": ["DKD_DAT.RANGE", 0.0],
+    "DKD_LP": ["DKD_LP.RATIOS", [0.0, 0.0, 0.0, 0.0]],
+    "DKD_EAT_DAT_LP": [
+        *("DKD_EAT_DAT_LP.EAT.RANGE", 0.0, "DKD_EAT_DAT_LP.DAT.RANGE", 0.0),
+        *("DKD_EAT_DAT_LP.LP.RATIOS", [0.0]),
+    ],
+}
+
+
+class Tiny(nn.Module):
+    """A linear network with batch norm, so that its mode shows, in the models' output format."""
+
+    def __init__(self, classes=100):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(12)
+        self.fc = nn.Linear(12, classes)
+
+    def forward(self, x):
+        return 5 * self.fc(self.norm(x.flatten(1))), {}
+
+
+def build(name, options=(), classes=100):
+    cfg = get_cfg()
+    cfg.SOLVER.EPOCHS = 80
+    cfg.merge_from_list(list(options))
+    torch.manual_seed(0)
+    return distiller_dict[name](Tiny(classes), Tiny(classes), cfg).train()
+
+
+def batch(size=64, classes=100):
+    generator = torch.Generator().manual_seed(3)
+    image = torch.randn(size, 3, 2, 2, generator=generator)
+    return {"image": image, "target": torch.randint(classes, (size,), generator=generator)}
+
+
+def step(distiller, epoch, **more):
+    """One step from the start: losses and the student's gradients."""
+    distiller.zero_grad()
+    _, losses = distiller(**batch(), epoch=epoch, **more)
+    sum(losses.values()).backward()
+    return losses, [p.grad for p in distiller.student.parameters()]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_contract(name):
+    distiller = build(name)
+    logits, losses = distiller(**batch(), epoch=1, index=torch.arange(64), anything="else")
+    assert logits.shape == (64, 100) and logits.requires_grad
+    assert list(losses) == ["loss_ce", "loss_kd"]
+    assert all(loss.shape == () and loss.requires_grad for loss in losses.values())
+    assert distiller.student.training and not distiller.teacher.training
+    assert not any(p.requires_grad for p in distiller.teacher.parameters())
+    learnable = {id(p) for p in distiller.get_learnable_parameters()}
+    assert learnable == {id(p) for p in distiller.student.parameters()}
+    assert distiller.get_extra_parameters() == 0
+    distiller.eval()
+    image = batch()["image"]
+    assert torch.equal(distiller(image=image), distiller.student(image)[0])
+
+
+def test_vanilla_is_cross_entropy():
+    student = Tiny()
+    distiller = distiller_dict["NONE"](student).train()
+    logits, losses = distiller(**batch(), epoch=1)
+    assert list(losses) == ["loss_ce"]
+    assert losses["loss_ce"] == F.cross_entropy(logits, batch()["target"])
+
+
+@pytest.mark.parametrize("name", list(NEUTRAL))
+@pytest.mark.parametrize("epoch", [1, 11, 50, 80])
+def test_neutral_settings_are_dkd_bit_for_bit(name, epoch):
+    options = ["DKD.BETA", 2.0]
+    losses, gradients = step(build(name, NEUTRAL[name]), epoch)
+    expected_losses, expected_gradients = step(build("DKD", options), epoch)
+    for key, expected in expected_losses.items():
+        assert torch.equal(losses[key], expected)
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
+        assert torch.equal(gradient, expected)
+
+
+@pytest.mark.parametrize("name", list(NEUTRAL))
+def test_default_settings_are_not_dkd(name):
+    losses, _ = step(build(name), 80)
+    assert not torch.equal(
+        losses["loss_kd"], step(build("DKD", ["DKD.BETA", 2.0]), 80)[0]["loss_kd"]
+    )
+
+
+def test_kd_weights_and_temperature():
+    distiller = build("KD", ["KD.LOSS.CE_WEIGHT", 0.3, "KD.LOSS.KD_WEIGHT", 0.7])
+    logits, losses = distiller(**batch(), epoch=1)
+    teacher = distiller.teacher(batch()["image"])[0]
+    assert losses["loss_ce"] == 0.3 * F.cross_entropy(logits, batch()["target"])
+    assert losses["loss_kd"] == 0.7 * kd_loss(logits, teacher, 4).mean()
+
+
+@pytest.mark.parametrize(("epoch", "warmup"), [(1, 0.05), (10, 0.5), (20, 1.0), (60, 1.0)])
+def test_warmup(epoch, warmup):
+    full = step(build("DKD"), 20)[0]["loss_kd"]
+    torch.testing.assert_close(step(build("DKD"), epoch)[0]["loss_kd"], warmup * full)
+
+
+@pytest.mark.parametrize(("epoch", "temperature"), [(1, 5.6), (40, 29.6 / 7), (80, 2.4)])
+def test_the_combined_method_is_its_parts(epoch, temperature):
+    """LP's mask first; DAT ranks over the kept classes and spreads around EAT's temperature."""
+    distiller = build("DKD_EAT_DAT_LP")
+    assert distiller.schedule(epoch)["temperature"] == pytest.approx(temperature)
+    logits, losses = distiller(**batch(), epoch=epoch)
+    target, teacher = batch()["target"], distiller.teacher(batch()["image"])[0]
+    pruned = pruning_mask(teacher, target, {1: 0, 40: 13, 80: 40}[epoch])
+    divergence = kl_divergence(logits, teacher, temperature, pruned)
+    temperatures = sample_temperature(divergence, temperature, 0.05, 0.1)
+    expected = dkd_loss(logits, teacher, target, 1.0, 2.0, temperatures, pruned).mean()
+    torch.testing.assert_close(losses["loss_kd"], min(epoch / 20, 1) * expected)
+    assert distiller.monitor == {"dat_raised": 6, "dat_lowered": 6}
+
+
+def test_schedules_name_what_they_change():
+    assert build("KD").schedule(1) == {}
+    assert build("DKD").schedule(5) == {"warmup": 0.25, "temperature": 4.0}
+    assert build("DKD_LP").schedule(80) == {"warmup": 1.0, "temperature": 4.0, "pruned_ratio": 0.4}

@@ -1,0 +1,66 @@
+"""Metrics against plain computations, and the record's summary of them."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax, rel_entr, softmax
+
+from mdistiller_ext.data import digits
+from mdistiller_ext.engine import fidelity, performance, predict
+from mdistiller_ext.engine.record import summary
+from mdistiller_ext.errors import RunError
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    student, teacher = 2 * rng.standard_normal((2, 500, 10))
+    return student, teacher, rng.integers(10, size=500)
+
+
+def test_performance(arrays):
+    logits, _, targets = arrays
+    found = performance(torch.tensor(logits), torch.tensor(targets))
+    order = np.argsort(-logits, axis=1)
+    assert found["top1"] == pytest.approx(100 * (order[:, 0] == targets).mean())
+    assert found["top5"] == pytest.approx(100 * (order[:, :5] == targets[:, None]).any(1).mean())
+    nll = -log_softmax(logits, axis=1)[np.arange(500), targets].mean()
+    assert found["nll"] == pytest.approx(nll, rel=1e-6)
+    confidence, hit = softmax(logits, axis=1).max(1), order[:, 0] == targets
+    bins = np.minimum((confidence * 15).astype(int), 14)
+    gaps = [abs((confidence - hit)[bins == b].sum()) for b in range(15)]
+    assert found["ece"] == pytest.approx(sum(gaps) / 500, abs=1e-6)
+
+
+def test_top5_of_fewer_classes():
+    assert performance(torch.eye(3), torch.tensor([0, 2, 1]))["top5"] == 100
+
+
+def test_fidelity(arrays):
+    student, teacher, _ = arrays
+    found = fidelity(torch.tensor(student), torch.tensor(teacher))
+    p, q = softmax(teacher, axis=1), softmax(student, axis=1)
+    assert found["agreement"] == pytest.approx(100 * (p.argmax(1) == q.argmax(1)).mean())
+    assert found["kl"] == pytest.approx(rel_entr(p, q).sum(1).mean(), rel=1e-6)
+    assert found["l2_probabilities"] == pytest.approx(np.linalg.norm(p - q, axis=1).mean())
+    assert found["l2_logits"] == pytest.approx(np.linalg.norm(teacher - student, axis=1).mean())
+
+
+def test_non_finite_logits_are_refused():
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            return torch.full((len(x), 10), torch.nan), {}
+
+    with pytest.raises(RunError, match="logits are not finite"):
+        predict(Broken(), digits.load()[1], 64)
+
+
+def test_summary_names_what_is_selected_on_the_test_set():
+    history = [{"test_top1": float(v)} for v in [1, 50, 50, *range(30, 40)]]
+    assert summary(history) == {
+        "last_epoch_top1": 39.0,
+        "mean_last_10_top1": 34.5,
+        "best_epoch_top1_selected_on_test": 50.0,
+        "best_epoch": 2,
+    }
+    assert summary([]) == {}

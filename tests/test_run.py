@@ -1,0 +1,291 @@
+"""Runs: what they write, that seeds repeat them, and that they resume to the same weights."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import CPU, ROOT, untrained_teacher
+from tensorboardX.proto import event_pb2
+
+from mdistiller_ext.config import load_cfg
+from mdistiller_ext.engine import default_name, run, train
+from mdistiller_ext.engine.loop import learning_rate
+from mdistiller_ext.errors import ConfigError, RunError
+
+TIMES = {"seconds", "images_per_s"}
+
+
+def weights(folder):
+    return torch.load(folder / "student_last", weights_only=True)["model"]
+
+
+def assert_same_run(folder, other):
+    """Equal weights, optimizer, random states, metrics and events, whatever the clock said."""
+    for key, value in weights(folder).items():
+        assert torch.equal(value, weights(other)[key]), key
+    states = [torch.load(f / "latest", weights_only=True) for f in (folder, other)]
+    for state in states:
+        state["history"] = [
+            {k: v for k, v in e.items() if k not in TIMES} for e in state["history"]
+        ]
+    assert states[0]["history"] == states[1]["history"]
+    momenta = [[s["momentum_buffer"] for s in st["optimizer"]["state"].values()] for st in states]
+    assert all(map(torch.equal, *momenta))
+    assert torch.equal(states[0]["random"]["torch"], states[1]["random"]["torch"])
+    assert scalars(folder).keys() == scalars(other).keys()
+    assert {k: v for k, v in scalars(folder).items() if k[0] not in TIMES} == {
+        k: v for k, v in scalars(other).items() if k[0] not in TIMES
+    }
+
+
+def scalars(folder) -> dict[tuple[str, int], float]:
+    """(tag, step) -> value of all event files of a run; a doubled event fails."""
+    found = {}
+    for file in (folder / "train.events").iterdir():
+        content = file.read_bytes()
+        while content:  # length (8), its checksum (4), event, its checksum (4)
+            length = int.from_bytes(content[:8], "little")
+            event = event_pb2.Event.FromString(content[12 : 12 + length])
+            for value in event.summary.value:
+                assert (value.tag, event.step) not in found
+                found[value.tag, event.step] = value.simple_value
+            content = content[16 + length :]
+    return found
+
+
+def test_a_run_leaves_its_record_checkpoints_and_events(digits_cfg):
+    cfg = digits_cfg("dkd_eat_dat_lp", "LOG.SAVE_CHECKPOINT_FREQ", "2")
+    record, folder = train(cfg, "r", CPU)
+    assert record == json.loads((folder / "record.json").read_text())
+    assert record["status"] == "finished" and record["seed"] == 0
+    assert record["config"]["DKD_EAT_DAT_LP"]["LP"]["RATIOS"] == [0.0, 0.13, 0.27, 0.4]
+    assert record["environment"]["device"] == "cpu" and record["environment"]["device_name"]
+    assert record["environment"]["torch"] == torch.__version__
+    assert len(record["teacher"]["sha256"]) == 64 and 0 <= record["teacher"]["test_top1"] <= 100
+    assert record["peak_memory_bytes"] > 1e6 and record["wall_seconds"] > 0
+    assert len(record["epochs"]) == 3
+    assert {
+        *("epoch", "lr", "warmup", "temperature", "pruned_ratio", "loss", "loss_ce", "loss_kd"),
+        *("train_top1", "dat_raised", "dat_lowered", "test_top1", "test_top5", "test_nll"),
+        *("test_ece", "test_agreement", "test_kl", "test_l2_probabilities", "test_l2_logits"),
+        *TIMES,
+    } == set(record["epochs"][0])
+    # 898 images in batches of 64: 14 batches that raise 6 each, and one of 2 that raises none.
+    assert record["epochs"][0]["dat_raised"] == record["epochs"][0]["dat_lowered"] == 14 * 6
+    assert record["last_epoch_top1"] == record["epochs"][-1]["test_top1"]
+    assert record["best_epoch_top1_selected_on_test"] == max(
+        e["test_top1"] for e in record["epochs"]
+    )
+    files = {"latest", "student_last", "student_best", "student_2", "record.json", "train.events"}
+    assert {p.name for p in folder.iterdir()} - {"lock"} == files
+    written = scalars(folder)
+    for epoch in record["epochs"]:
+        for name in set(epoch) - {"epoch"}:
+            assert written[name, epoch["epoch"]] == pytest.approx(epoch[name], rel=1e-6)
+    best = torch.load(folder / "student_best", weights_only=True)
+    assert set(best) == {"model"}
+
+
+def test_two_runs_of_one_seed_are_identical_and_another_seed_is_not(digits_cfg):
+    cfg = digits_cfg("dkd_eat_dat_lp")
+    _, first = train(cfg, "first", CPU)
+    torch.rand(5)  # what was drawn before a run must not matter
+    _, second = train(cfg, "second", CPU)
+    assert_same_run(first, second)
+    _, other = train(digits_cfg("dkd_eat_dat_lp", "SOLVER.SEED", "1"), "other", CPU)
+    assert not torch.equal(weights(first)["fc.weight"], weights(other)["fc.weight"])
+
+
+def test_methods_of_one_seed_share_initial_weights(digits_cfg):
+    still = ["SOLVER.LR", "0.0", "SOLVER.EPOCHS", "1"]
+    fc = [
+        weights(train(digits_cfg(name, *still), name, CPU)[1])["fc.weight"]
+        for name in ("vanilla", "kd", "dkd_lp")
+    ]
+    assert torch.equal(fc[0], fc[1]) and torch.equal(fc[0], fc[2])
+
+
+@pytest.mark.parametrize("stop", ["_save", "_write_record", "_evaluate", "add"])
+def test_resume_equals_uninterrupted(digits_cfg, monkeypatch, stop):
+    """Stopped in epoch 2 at each place where something is written or measured."""
+    cfg = digits_cfg("dkd_dat")
+    _, whole = train(cfg, "whole", CPU)
+
+    class Stop(Exception):
+        pass
+
+    target = run.Events if stop == "add" else run.Run
+    original = getattr(target, stop)
+
+    def stopping(self, *args, **kwargs):
+        history = self.history if isinstance(self, run.Run) else args
+        epoch = len(history) if isinstance(self, run.Run) else history[0]["epoch"]
+        if epoch == (1 if stop == "_evaluate" else 2) and not kwargs.get("error"):
+            raise Stop
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(target, stop, stopping)
+        train(cfg, "parts", CPU)
+    record, parts = train(cfg, "parts", CPU, resume=True)
+    assert record["status"] == "finished"
+    assert_same_run(whole, parts)
+    assert not list(parts.glob(".*.part"))
+
+
+def test_resume_of_a_killed_process(workdir):
+    options = ["SOLVER.EPOCHS", "6", "DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), "--device", "cpu"]
+    command += ["--cfg", str(ROOT / "configs" / "digits" / "dkd_lp.yaml"), *options]
+    subprocess.run([*command, "EXPERIMENT.NAME", "whole"], check=True, capture_output=True)
+    command += ["EXPERIMENT.NAME", "killed"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("epoch   3/6"):
+                process.send_signal(signal.SIGKILL)
+                break
+    folder = workdir / "output" / "digits" / "killed"
+    assert json.loads((folder / "record.json").read_text())["status"] == "running"
+    result = subprocess.run([*command, "--resume"], check=True, capture_output=True, text=True)
+    assert "killed: going on after epoch" in result.stdout
+    assert_same_run(folder.parent / "whole", folder)
+
+
+def test_resume_of_a_finished_run_changes_nothing(digits_cfg):
+    cfg = digits_cfg()
+    record, folder = train(cfg, "r", CPU)
+    before = {p: (folder / p).read_bytes() for p in ("latest", "student_last", "student_best")}
+    again, _ = train(cfg, "r", CPU, resume=True)
+    assert again["epochs"] == record["epochs"] and again["status"] == "finished"
+    assert before == {p: (folder / p).read_bytes() for p in before}
+
+
+def test_resume_where_nothing_is_starts(digits_cfg):
+    assert train(digits_cfg(), "new", CPU, resume=True)[0]["status"] == "finished"
+
+
+def test_a_folder_with_a_run_is_not_reused(digits_cfg):
+    _, folder = train(digits_cfg(), "r", CPU)
+    before = (folder / "record.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"output/digits/r holds a run already: .* --resume"):
+        train(digits_cfg(), "r", CPU)
+    assert (folder / "record.json").read_bytes() == before
+
+
+def test_resume_with_another_config_is_refused(digits_cfg):
+    train(digits_cfg(), "r", CPU)
+    with pytest.raises(ConfigError, match=r"another config: SOLVER\.EPOCHS 3 -> 4"):
+        train(digits_cfg("vanilla", "SOLVER.EPOCHS", "4"), "r", CPU, resume=True)
+
+
+def test_resume_with_another_teacher_is_refused(digits_cfg, workdir):
+    train(digits_cfg("dkd"), "r", CPU)
+    untrained_teacher(workdir).unlink()
+    state = torch.load(workdir / "output/digits/r/latest", weights_only=True)["model"]
+    teacher = {k[8:]: v + 1 for k, v in state.items() if k.startswith("teacher.")}
+    torch.save({"model": teacher}, workdir / "teacher.pth")
+    with pytest.raises(ConfigError, match="not the teacher that output/digits/r was trained with"):
+        train(digits_cfg("dkd"), "r", CPU, resume=True)
+
+
+def test_a_folder_in_use_is_refused(digits_cfg, workdir):
+    from filelock import FileLock
+
+    (workdir / "output/digits/r").mkdir(parents=True)
+    with FileLock(workdir / "output/digits/r/lock"), pytest.raises(RunError, match="is in use"):
+        train(digits_cfg(), "r", CPU)
+
+
+def test_a_damaged_checkpoint_is_named(digits_cfg):
+    _, folder = train(digits_cfg(), "r", CPU)
+    content = (folder / "latest").read_bytes()
+    (folder / "latest").write_bytes(content[: len(content) // 2])
+    with pytest.raises(RunError, match="r/latest: not a readable checkpoint"):
+        train(digits_cfg(), "r", CPU, resume=True)
+
+
+def test_a_non_finite_loss_stops_and_keeps_the_last_good_state(digits_cfg, monkeypatch):
+    cfg = digits_cfg("dkd")
+    original = run.train_epoch
+
+    def poisoned(distiller, optimizer, batches, meter, *rest):
+        def batches_with_nan():
+            for step, batch in enumerate(batches):
+                if meter.epoch == 2 and step == 4:
+                    batch.image[0, 0, 0, 0] = torch.nan
+                yield batch
+
+        original(distiller, optimizer, batches_with_nan(), meter, *rest)
+
+    monkeypatch.setattr(run, "train_epoch", poisoned)
+    message = r"not finite in epoch 2, step 5 of 15: loss_ce nan, loss_kd nan; .*r/latest keeps"
+    with pytest.raises(RunError, match=message):
+        train(cfg, "r", CPU)
+    folder = run.Path("output/digits/r")
+    record = json.loads((folder / "record.json").read_text())
+    assert record["status"] == "failed" and "epoch 2, step 5" in record["error"]
+    assert torch.load(folder / "latest", weights_only=True)["epoch"] == 1
+
+
+def test_bf16_trains_with_losses_in_float32(digits_cfg):
+    record, folder = train(digits_cfg("dkd_lp", "SOLVER.AMP", "bf16"), "r", CPU)
+    exact, _ = train(digits_cfg("dkd_lp"), "exact", CPU)
+    first, expected = record["epochs"][0]["loss"], exact["epochs"][0]["loss"]
+    assert first != expected and first == pytest.approx(expected, rel=0.1)
+    assert all(v.dtype in (torch.float32, torch.int64) for v in weights(folder).values())
+
+
+def test_a_missing_teacher_is_trained_once_and_kept(digits_cfg, workdir, capsys):
+    (workdir / "teacher.yaml").write_text(
+        "DATASET: {TYPE: digits}\nDISTILLER: {STUDENT: resnet8}\nSOLVER: {EPOCHS: 1}\n"
+    )
+    (workdir / "dkd.yaml").write_text(
+        "DATASET: {TYPE: digits}\nSOLVER: {EPOCHS: 1}\n"
+        "DISTILLER: {TYPE: DKD, STUDENT: resnet8, TEACHER: resnet8, TEACHER_CFG: teacher.yaml}\n"
+    )
+    cfg = load_cfg("dkd.yaml")
+    first, _ = train(cfg, "first", CPU)
+    assert "no weights of resnet8 on digits yet: training it first" in capsys.readouterr().out
+    assert first["teacher"]["file"] == "checkpoints/digits/resnet8.pth"
+    kept = json.loads((workdir / "checkpoints/digits/resnet8.json").read_text())
+    assert kept["last_epoch_top1"] == first["teacher"]["test_top1"]
+    second, _ = train(cfg, "second", CPU)
+    assert "training it first" not in capsys.readouterr().out
+    assert second["teacher"] == first["teacher"]
+
+
+def test_a_teacher_config_for_another_network_is_refused(workdir):
+    (workdir / "teacher.yaml").write_text("DISTILLER: {STUDENT: resnet20}\n")
+    (workdir / "dkd.yaml").write_text(
+        "DATASET: {TYPE: digits}\n"
+        "DISTILLER: {TYPE: DKD, TEACHER: resnet8, TEACHER_CFG: teacher.yaml}\n"
+    )
+    with pytest.raises(
+        ConfigError, match="trains resnet20 on cifar100, expected resnet8 on digits"
+    ):
+        train(load_cfg("dkd.yaml"), "r", CPU)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ([], "dkd,digits,seed0"),
+        (["SOLVER.SEED", "7"], "dkd,digits,seed7"),
+        (["SOLVER.EPOCHS", "2", "DKD.T", "2.0"], "dkd,digits,EPOCHS=2,T=2.0,seed0"),
+        (["DATASET.ROOT", "../x", "LOG.PREFIX", "/tmp"], "dkd,digits,seed0"),
+        (["EXPERIMENT.NAME", "mine"], "mine"),
+        (["SOLVER.LR_DECAY_STAGES", "[1, 2]"], "dkd,digits,LR_DECAY_STAGES=_1,_2_,seed0"),
+    ],
+)
+def test_default_name(options, name):
+    cfg = load_cfg(ROOT / "configs" / "digits" / "dkd.yaml", options)
+    assert default_name(cfg, options) == name
+
+
+def test_learning_rate_falls_after_each_stage():
+    rates = [learning_rate(epoch, 0.05, [50, 60, 70], 0.1) for epoch in (1, 50, 51, 60, 61, 71)]
+    assert rates == pytest.approx([0.05, 0.05, 0.005, 0.005, 5e-4, 5e-5])

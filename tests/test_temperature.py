@@ -1,0 +1,71 @@
+"""EAT's schedule and DAT's ranking."""
+
+import pytest
+import torch
+
+from mdistiller_ext.temperature import epoch_temperature, sample_temperature
+
+
+def schedule(epochs, temperature=4.0, spread=0.4, step_epochs=10):
+    return [
+        epoch_temperature(e, temperature, spread, step_epochs, epochs) for e in range(1, epochs + 1)
+    ]
+
+
+def test_eat_of_the_paper():
+    temperatures = schedule(80)
+    steps = [5.6, 36 / 7, 32.8 / 7, 29.6 / 7, 26.4 / 7, 23.2 / 7, 20 / 7, 2.4]
+    assert temperatures[::10] == pytest.approx(steps)
+    assert temperatures == [t for t in temperatures[::10] for _ in range(10)]
+
+
+def test_eat_with_a_short_last_stage():
+    assert schedule(25) == pytest.approx([5.6] * 10 + [4.0] * 10 + [2.4] * 5)
+
+
+def test_eat_with_one_stage_is_constant():
+    assert schedule(10) == [4.0] * 10
+
+
+def test_eat_stays_in_its_last_stage_beyond_the_end():
+    assert epoch_temperature(200, 4.0, 0.4, 10, 80) == pytest.approx(2.4)
+
+
+@pytest.mark.parametrize("temperature", [4.0, 3.3, 5.142857142857142])
+def test_eat_without_range_is_the_temperature_itself(temperature):
+    assert schedule(80, temperature, spread=0.0) == [temperature] * 80
+
+
+def test_dat_raises_the_hardest_and_lowers_the_easiest():
+    divergence = torch.arange(20.0).flip(0)
+    temperatures = sample_temperature(divergence, 4.0, 0.05, 0.1)
+    expected = torch.full((20,), 4.0)
+    expected[:2], expected[-2:] = 4.2, 3.8
+    torch.testing.assert_close(temperatures, expected)
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 0), (9, 0), (10, 1), (16, 1), (64, 6)])
+def test_dat_counts_floor_of_the_fraction(size, count):
+    temperatures = sample_temperature(torch.rand(size), 4.0, 0.05, 0.1)
+    assert (temperatures > 4).sum() == count
+    assert (temperatures < 4).sum() == count
+
+
+def test_dat_breaks_ties_by_place():
+    temperatures = sample_temperature(torch.zeros(10), 4.0, 0.5, 0.2)
+    assert temperatures.tolist() == [2.0, 2.0] + [4.0] * 6 + [6.0, 6.0]
+
+
+def test_dat_half_and_half_leaves_the_middle():
+    assert sample_temperature(torch.arange(5.0), 4.0, 0.5, 0.5).tolist() == [2, 2, 4, 6, 6]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5])
+def test_dat_without_range_is_the_temperature_itself(fraction):
+    temperatures = sample_temperature(torch.rand(64), 5.142857142857142, 0.0, fraction)
+    assert torch.equal(temperatures, torch.full((64,), 5.142857142857142))
+
+
+def test_dat_passes_no_gradient():
+    divergence = torch.rand(10, requires_grad=True)
+    assert not sample_temperature(divergence, 4.0, 0.05, 0.1).requires_grad

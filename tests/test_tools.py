@@ -1,0 +1,122 @@
+"""The commands as a user runs them: their output, one line an error, and the exit status."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+DIGITS = str(ROOT / "configs" / "digits" / "vanilla.yaml")
+
+
+@pytest.fixture
+def tool(workdir, monkeypatch, capfd):
+    """Runs a tool in this process, which is much faster, and returns (status, stdout, stderr)."""
+
+    def tool(name: str, *words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
+        return (end.value.code, *capfd.readouterr())
+
+    return tool
+
+
+def test_train_then_eval(tool, workdir):
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), "--cfg", DIGITS]
+    command += ["SOLVER.EPOCHS", "2", "--device", "cpu"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "EPOCHS: 2" in output and "epoch   2/2  loss" in output
+    assert "selected on the test set" in output
+    record = Path(output.rsplit("record: ", 1)[1].strip())
+    assert record == Path("output/digits/vanilla,digits,EPOCHS=2,seed0/record.json")
+    expected = json.loads(record.read_text())["last_epoch_top1"]
+    words = ["-m", "resnet8", "-c", str(record.parent / "student_last"), "-d", "digits"]
+    measured = json.loads(tool("eval", *words, "--json")[1])
+    assert measured["top1"] == expected
+    assert f"top-1 {expected:.2f} %" in tool("eval", *words)[1]
+
+
+def test_a_teacher_file_in_the_toolkits_layout_is_pretrained(tool, workdir, shared):
+    place = workdir / "download_ckpts/cifar_teachers/resnet20_vanilla/ckpt_epoch_240.pth"
+    place.parent.mkdir(parents=True)
+    place.symlink_to(shared / "teachers" / "cifar100_resnet20.pth")
+    _, output, _ = tool("eval", "-m", "resnet20", "--root", str(shared), "-bs", "250", "--json")
+    assert json.loads(output)["top1"] == pytest.approx(68.8, abs=0.1)
+
+
+TEACHER = ["--cfg", str(ROOT / "configs" / "digits" / "dkd.yaml"), "DISTILLER.TEACHER_CKPT"]
+ERRORS = [
+    (2, "train", ["--cfg", "no.yaml"], ["--cfg no.yaml: No such file or directory"]),
+    (2, "train", [], ["the following arguments are required: --cfg"]),
+    (2, "train", ["--cfg", DIGITS, "SOLVER.EPOCH", "2"], ["did you mean SOLVER.EPOCHS?"]),
+    (2, "train", ["--cfg", DIGITS, "SOLVER.LR", "1"], ["SOLVER.LR: '1'", "expected float"]),
+    (
+        2,
+        "train",
+        ["--cfg", DIGITS, "SOLVER.EPOCHS", "0", "SOLVER.MOMENTUM", "2.0"],
+        ["SOLVER.EPOCHS: 0", "SOLVER.MOMENTUM: 2.0"],
+    ),
+    (2, "train", ["--cfg", DIGITS, "--device", "nope"], ["--device nope: not usable here"]),
+    (2, "train", [*TEACHER, "no.pth"], ["DISTILLER.TEACHER_CKPT: no such file: no.pth"]),
+    (1, "train", [*TEACHER, "wrong.pth"], ["wrong.pth: does not fit resnet"]),
+    (1, "eval", ["-m", "resnet8", "-c", "no.pth"], ["no.pth: not a readable checkpoint"]),
+    (1, "eval", ["-m", "resnet8", "-d", "digits"], ["no weights", "Tried: checkpoints/digits"]),
+    (2, "eval", ["-m", "vgg8"], ["invalid choice: 'vgg8'"]),
+]
+
+
+@pytest.mark.parametrize(("status", "name", "words", "parts"), ERRORS)
+def test_errors_are_one_line_and_lose_nothing(tool, workdir, status, name, words, parts):
+    torch.save({"model": {"fc.weight": torch.zeros(10, 64)}}, "wrong.pth")
+    found, _, stderr = tool(name, *words)
+    assert found == status
+    assert all(part in stderr for part in parts)
+    assert "Traceback" not in stderr
+    errors = [line for line in stderr.splitlines() if "error: " in line]
+    assert len(errors) == (2 if "SOLVER.MOMENTUM" in words else 1)
+    assert not list(workdir.rglob("record.json"))
+
+
+def test_debug_shows_the_traceback(tool):
+    status, _, stderr = tool("train", "--cfg", "no.yaml", "--debug")
+    assert status == 2 and "Traceback" in stderr
+
+
+def test_a_second_run_in_one_folder_is_refused(tool):
+    words = ["--cfg", DIGITS, "SOLVER.EPOCHS", "1"]
+    assert tool("train", *words)[0] == 0
+    status, _, stderr = tool("train", *words)
+    assert status == 2 and "holds a run already" in stderr
+    assert tool("train", *words, "--resume")[0] == 0
+
+
+def test_wandb_that_is_not_installed(tool, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    status, _, stderr = tool("train", "--cfg", DIGITS, "LOG.WANDB", "True", "SOLVER.EPOCHS", "1")
+    assert status == 2
+    assert "LOG.WANDB: True, but wandb is not installed: pip install wandb" in stderr
+
+
+def test_a_folder_that_cannot_be_made(tool, workdir):
+    (workdir / "output").write_text("a file where the folder should be")
+    status, _, stderr = tool("train", "--cfg", DIGITS)
+    assert status == 1 and "output" in stderr and "unexpected" not in stderr
+
+
+def test_an_unexpected_error_is_one_line_too(tool, monkeypatch):
+    monkeypatch.setattr("mdistiller_ext.engine.run.get_dataset", lambda cfg: 1 / 0)
+    status, _, stderr = tool("train", "--cfg", DIGITS)
+    expected = "error: unexpected ZeroDivisionError: division by zero (--debug shows where)"
+    assert status == 1 and expected in stderr and "Traceback" not in stderr
+
+
+def test_help_names_every_option(tool):
+    for name in ("train", "eval"):
+        text = tool(name, "--help")[1]
+        assert "--device" in text and "python tools/" in text

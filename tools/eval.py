@@ -1,0 +1,55 @@
+"""Evaluate a network on a test set.
+
+python tools/eval.py -m resnet20 -c output/.../student_best
+python tools/eval.py -m resnet56 -c pretrain
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from mdistiller_ext.command import run_tool
+from mdistiller_ext.config import NUM_CLASSES, get_cfg
+from mdistiller_ext.data import get_dataset
+from mdistiller_ext.engine import performance, pick_device, predict
+from mdistiller_ext.models import cifar_model_dict
+from mdistiller_ext.teacher import fetch_weights, find_weights, load_into, load_weights
+
+
+def main(args: argparse.Namespace) -> None:
+    device = pick_device(args.device)
+    cfg = get_cfg()
+    cfg.DATASET.TYPE, cfg.DATASET.ROOT = args.dataset, args.root
+    if args.ckpt == "pretrain":
+        file = find_weights(args.model, args.dataset) or fetch_weights(args.model, args.dataset)
+    else:
+        file = Path(args.ckpt)
+    model = cifar_model_dict[args.model][0](num_classes=NUM_CLASSES[args.dataset])
+    load_into(model, load_weights(file), args.model)
+    _, test = get_dataset(cfg)
+    test = test.to(device)
+    metrics = performance(predict(model.to(device), test, args.batch_size), test.targets)
+    if args.json:
+        print(
+            json.dumps({"model": args.model, "file": str(file), "dataset": args.dataset, **metrics})
+        )
+    else:
+        print(
+            f"{args.model} from {file} on {args.dataset}: top-1 {metrics['top1']:.2f} %, "
+            f"top-5 {metrics['top5']:.2f} %, NLL {metrics['nll']:.4f}, "
+            f"calibration error {metrics['ece']:.4f}"
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("-m", "--model", required=True, choices=cifar_model_dict)
+    parser.add_argument("-c", "--ckpt", default="pretrain", help="a file, or pretrain (default)")
+    parser.add_argument("-d", "--dataset", default="cifar100", choices=NUM_CLASSES)
+    parser.add_argument("-bs", "--batch-size", type=int, default=64)
+    parser.add_argument("--root", default="./data", help="folder of the data set (default ./data)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    run_tool(main, parser)

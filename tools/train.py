@@ -1,0 +1,34 @@
+"""Train a student, or a teacher, as a config file says.
+
+python tools/train.py --cfg configs/cifar100/dkd_lp.yaml [--resume] [KEY VALUE ...]
+"""
+
+import argparse
+
+from mdistiller_ext.command import run_tool
+from mdistiller_ext.config import load_cfg, shown
+from mdistiller_ext.engine import default_name, pick_device, train
+
+
+def main(args: argparse.Namespace) -> None:
+    cfg = load_cfg(args.cfg, args.opts)
+    device = pick_device(args.device)
+    print(f"{shown(cfg).dump()}device: {device}", flush=True)
+    record, folder = train(cfg, default_name(cfg, args.opts), device, resume=args.resume)
+    print(
+        f"top-1 on the test set: {record['last_epoch_top1']:.2f} % at the last epoch, "
+        f"{record['mean_last_10_top1']:.2f} % mean of the last 10, "
+        f"{record['best_epoch_top1_selected_on_test']:.2f} % at epoch {record['best_epoch']}, "
+        f"the best one (selected on the test set)\nrecord: {folder / 'record.json'}"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="YAML file")
+    parser.add_argument("--resume", action="store_true", help="go on where the same run stopped")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's")
+    run_tool(main, parser)
