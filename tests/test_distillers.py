@@ -131,6 +131,6 @@ def test_the_combined_method_is_its_parts(epoch, temperature):
 
 
 def test_schedules_name_what_they_change():
-    assert build("KD").schedule(1) == {}
+    assert build("KD").schedule(1) == {"temperature": 4}
     assert build("DKD").schedule(5) == {"warmup": 0.25, "temperature": 4.0}
     assert build("DKD_LP").schedule(80) == {"warmup": 1.0, "temperature": 4.0, "pruned_ratio": 0.4}

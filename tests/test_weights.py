@@ -1,6 +1,7 @@
 """Where teachers' weights are looked for, and which files are refused."""
 
 import pickle
+import sys
 import tarfile
 from pathlib import Path
 
@@ -22,9 +23,8 @@ def touch(path: Path) -> Path:
 
 def test_order_of_places(workdir, monkeypatch):
     monkeypatch.setattr(weights, "CHECKPOINTS", workdir / "project")
-    monkeypatch.setitem(__import__("sys").modules, "mdistiller", None)
     package = touch(workdir / "site" / "mdistiller" / "__init__.py").parent
-    monkeypatch.delitem(__import__("sys").modules, "mdistiller")
+    monkeypatch.delitem(sys.modules, "mdistiller", raising=False)
     monkeypatch.syspath_prepend(str(package.parent))
     places = [
         Path("named.pth"),

@@ -7,11 +7,11 @@ from sklearn.model_selection import train_test_split
 
 from .views import ImageSet
 
-TEST_SHARE = 0.5
+TEST_SHARE = 0.7  # little to learn from, much to measure on
 
 
 def load() -> tuple[ImageSet, ImageSet]:
-    """(train, test): halves with equal shares of the ten classes, always the same split."""
+    """(train, test) of 539 and 1,258 images, each class split alike, always in the same way."""
     images, targets = load_digits(return_X_y=True)
     pixels = np.rint(images * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8).repeat(3, axis=1)
     split = train_test_split(

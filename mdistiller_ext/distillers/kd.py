@@ -22,6 +22,9 @@ class KD(Distiller):
         self.ce_weight = method.LOSS.CE_WEIGHT
         self.kd_weight = method.LOSS.KD_WEIGHT
 
+    def schedule(self, epoch: int) -> dict[str, float]:
+        return {"temperature": self.temperature}
+
     def forward_train(self, *, image: Tensor, target: Tensor, **kwargs: Any):
         logits_student, logits_teacher = self.logits(image)
         return logits_student, {

@@ -13,7 +13,14 @@ from ..errors import ConfigError
 from ..files import load
 
 # What may change between a run and its continuation: where things lie, not what they are.
-PLACES = ("EXPERIMENT", "LOG", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DISTILLER.TEACHER_C")
+PLACES = (
+    "EXPERIMENT.",
+    "LOG.",
+    "DATASET.ROOT",
+    "DATASET.NUM_WORKERS",
+    "DISTILLER.TEACHER_CKPT",
+    "DISTILLER.TEACHER_CFG",
+)
 
 
 def default_name(cfg: CfgNode, options: Sequence[str] = ()) -> str:
@@ -37,12 +44,12 @@ def earlier_state(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | 
         ConfigError: the folder holds a run and `resume` is false, or its config is another.
         RunError: `latest` is damaged.
     """
-    if not resume and (folder / "record.json").exists():
+    latest = folder / "latest"
+    if not resume and (latest.exists() or (folder / "record.json").exists()):
         raise ConfigError(
             f"{folder} holds a run already: continue it with --resume, or start another "
             f"with a different EXPERIMENT.NAME or SOLVER.SEED"
         )
-    latest = folder / "latest"
     if not latest.exists():
         return None
     state = load(latest)

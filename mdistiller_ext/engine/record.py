@@ -23,13 +23,14 @@ def environment(device: torch.device) -> dict[str, Any]:
         own = version("mdistiller-ext")
     except PackageNotFoundError:
         own = "not installed"
+    status = _git("status", "--porcelain")
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "mdistiller_ext": own,
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain")),
+        "git_dirty": None if status is None else bool(status),
         "device": device.type,
         "device_name": _device_name(device),
         "threads": torch.get_num_threads(),

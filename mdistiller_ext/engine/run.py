@@ -2,13 +2,14 @@
 
 import shutil
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ..config import load_cfg
@@ -73,13 +74,13 @@ class Run:
             set_random_state(state["random"])
             print(f"{folder}: going on after epoch {len(self.history)}")
         self.train_set, self.test_set = (part.to(device) for part in get_dataset(cfg))
-        self.logits_teacher: Tensor | None = None
+        self.logits_teacher = self._predict(self.distiller.teacher) if weights else None
         self.record: dict[str, Any] = {
             "name": folder.name,
             "status": "running",
             "seed": cfg.SOLVER.SEED,
             "environment": environment(device),
-            "teacher": self._measure_teacher(),
+            "teacher": self._teacher_facts(),
             "student": {
                 "name": cfg.DISTILLER.STUDENT,
                 "parameters": sum(p.numel() for p in self.distiller.student.parameters()),
@@ -98,18 +99,22 @@ class Run:
         self._write_record("running")
         try:
             for epoch in range(first, cfg.SOLVER.EPOCHS + 1):
-                self.history.append(self._epoch(epoch, steps, progress))
-                self._save()
+                metrics = self._epoch(epoch, steps, progress)
+                self._save([*self.history, metrics])
+                self.history.append(metrics)
                 self._write_record("running")
                 events.add(self.history[-1])
                 progress.close(self.history[-1])
             self._write_record("finished")
         except BaseException as error:
+            kept = f"{self.folder} keeps the state after epoch {len(self.history)}"
             stopped = isinstance(error, KeyboardInterrupt)
-            self._write_record("interrupted" if stopped else "failed", error=str(error))
+            with suppress(RunError):  # a full disk must not hide what happened first
+                self._write_record("interrupted" if stopped else "failed", error=str(error))
             if isinstance(error, RunError):
-                kept = f"{self.folder / 'latest'} keeps the last good state"
-                raise RunError(f"{error}; {kept}" if self.history else str(error)) from error
+                raise RunError(f"{error}; {kept}") from error
+            if stopped:
+                print(f"{kept}; --resume goes on from there")
             raise
         finally:
             events.close()
@@ -145,19 +150,19 @@ class Run:
             "seconds": time.perf_counter() - start,
         }
 
+    def _predict(self, network: nn.Module) -> Tensor:
+        return predict(network, self.test_set, self.cfg.DATASET.TEST.BATCH_SIZE)
+
     def _evaluate(self) -> dict[str, float]:
-        size = self.cfg.DATASET.TEST.BATCH_SIZE
-        logits = predict(self.distiller.student, self.test_set, size)
+        logits = self._predict(self.distiller.student)
         metrics = performance(logits, self.test_set.targets)
         if self.logits_teacher is not None:
             metrics |= fidelity(logits, self.logits_teacher)
         return metrics
 
-    def _measure_teacher(self) -> dict[str, Any] | None:
-        if not self.weights:
+    def _teacher_facts(self) -> dict[str, Any] | None:
+        if self.weights is None or self.logits_teacher is None:
             return None
-        size = self.cfg.DATASET.TEST.BATCH_SIZE
-        self.logits_teacher = predict(self.distiller.teacher, self.test_set, size)
         measured = performance(self.logits_teacher, self.test_set.targets)
         name = self.cfg.DISTILLER.TEACHER
         print(f"teacher {name} from {self.weights.file}: test top-1 {measured['top1']:.2f} %")
@@ -168,20 +173,20 @@ class Run:
             **{f"test_{key}": value for key, value in measured.items()},
         }
 
-    def _save(self) -> None:
+    def _save(self, history: list[dict[str, float]]) -> None:
         """Checkpoints of the epoch; `latest` comes last, it is what a resumed run starts from."""
-        epoch = len(self.history)
+        epoch = len(history)
         student = {"model": self.distiller.student.state_dict()}
         state = {
             "epoch": epoch,
             "model": self.distiller.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": random_state(),
-            "history": self.history,
+            "history": history,
             "config": plain(self.cfg),
             "teacher_sha256": self.weights.sha256 if self.weights else None,
         }
-        if summary(self.history)["best_epoch"] == epoch:
+        if summary(history)["best_epoch"] == epoch:
             save(student, self.folder / "student_best")
         if epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
             save(student, self.folder / f"student_{epoch}")
