@@ -24,7 +24,7 @@ class Distiller(nn.Module):
     monitor: dict[str, Tensor]
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not super(): registered in the toolkit, its base comes next
         self.student = student
         self.teacher = teacher.requires_grad_(False)
         self.monitor = {}

@@ -1,0 +1,58 @@
+"""Our methods in the toolkit's registry and config."""
+
+import importlib
+from typing import Any
+
+from yacs.config import CfgNode
+
+from ..config import get_cfg
+from ..distillers import DKD, DKD_DAT, DKD_EAT, DKD_EAT_DAT_LP, DKD_LP
+from ..errors import ConfigError
+from .locate import find_toolkit
+
+METHODS: tuple[type[DKD], ...] = (DKD_EAT, DKD_DAT, DKD_LP, DKD_EAT_DAT_LP)
+
+
+def register() -> None:
+    """Add DKD_EAT, DKD_DAT, DKD_LP and DKD_EAT_DAT_LP to the importable mdistiller.
+
+    Afterwards its `distiller_dict` has a class for each, a subclass of its own `Distiller`, and its
+    `CFG` a node for each. DISTILLER.TEACHER_CFG is added too, for the files that have it; the
+    toolkit does nothing with it. A second call changes nothing.
+
+    Raises:
+        ConfigError: mdistiller is missing or cannot be imported, one of the names is taken by
+            something else, or its config is frozen. Nothing was changed then.
+    """
+    root = find_toolkit()
+    try:
+        base = importlib.import_module("mdistiller.distillers._base").Distiller
+        registry: dict[str, Any] = importlib.import_module("mdistiller.distillers").distiller_dict
+        config: CfgNode = importlib.import_module("mdistiller.engine.cfg").CFG
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"mdistiller in {root} cannot be used: {error}; it imports torch, torchvision, yacs, "
+            f"tensorboardX, tqdm, scipy and Pillow"
+        ) from error
+    ours = get_cfg()
+    missing = []
+    for method in METHODS:
+        found = registry.get(method.TYPE)
+        if found is None and method.TYPE not in config:
+            missing.append(method)
+        elif found is None or not issubclass(found, method):
+            raise ConfigError(
+                f"mdistiller has something else of the name {method.TYPE}: "
+                f"{found or 'a config node'}"
+            )
+    if not missing:
+        return
+    if config.is_frozen():
+        raise ConfigError("mdistiller's config is frozen: call register() before it is")
+    for method in missing:
+        # Ours comes first: the toolkit's base gives its type, and nothing of its behaviour.
+        registry[method.TYPE] = type(
+            method.__name__, (method, base), {"__doc__": method.__doc__, "__module__": __name__}
+        )
+        config[method.TYPE] = ours[method.TYPE]
+    config.DISTILLER.setdefault("TEACHER_CFG", ours.DISTILLER.TEACHER_CFG)

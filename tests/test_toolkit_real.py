@@ -1,0 +1,196 @@
+"""Against the real mdistiller: our methods in it, and the same numbers from both."""
+
+import importlib
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from mdistiller_ext import cifar_model_dict, distiller_dict, register
+from mdistiller_ext.config import load_cfg
+from mdistiller_ext.data import cifar100
+from mdistiller_ext.engine.build import build_optimizer
+from mdistiller_ext.engine.loop import Meter, train_epoch
+from mdistiller_ext.errors import ConfigError
+from mdistiller_ext.teacher import load_into, load_weights
+from mdistiller_ext.toolkit import find_toolkit, mend
+
+OURS = ["DKD_EAT", "DKD_DAT", "DKD_LP", "DKD_EAT_DAT_LP"]
+# What the toolkit itself does on a recent PyTorch, Python or Pillow.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture
+def toolkit(monkeypatch) -> Path:
+    """The folder of the real mdistiller, registered; its mends end with the test."""
+    try:
+        root = find_toolkit()
+    except ConfigError:
+        pytest.skip("mdistiller is neither installed nor named by MDISTILLER_ROOT")
+    register()
+    for cls in (torch.Tensor, torch.nn.Module):
+        monkeypatch.setattr(cls, "cuda", cls.cuda)
+    return root
+
+
+def networks(shared, student="resnet8"):
+    """A seeded student and the real ResNet-56."""
+    torch.manual_seed(0)
+    net = cifar_model_dict[student][0](num_classes=100)
+    teacher = cifar_model_dict["resnet56"][0](num_classes=100)
+    load_into(teacher, load_weights(shared / "teachers" / "cifar100_resnet56.pth"), "resnet56")
+    return net, teacher
+
+
+def batches(shared, count, size=64):
+    train, _ = cifar100.load(shared)
+    return list(islice(train.epoch(size, torch.Generator().manual_seed(0)), count))
+
+
+def theirs(name):
+    config = importlib.import_module("mdistiller.engine.cfg").CFG.clone()
+    config.defrost()
+    return importlib.import_module("mdistiller.distillers").distiller_dict[name], config
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda f: f.stem)
+def test_every_config_loads_there(toolkit, file):
+    _, config = theirs("KD")
+    config.merge_from_file(str(file))
+
+
+@pytest.mark.parametrize("name", ["KD", "DKD"])
+def test_losses_equal_the_toolkits(toolkit, shared, name):
+    cls, config = theirs(name)
+    student, teacher = networks(shared)
+    pair = [c(student, teacher, config).train() for c in (cls, distiller_dict[name])]
+    for epoch, batch in enumerate(batches(shared, 5), start=1):
+        results = [d(image=batch.image, target=batch.target, epoch=epoch)[1] for d in pair]
+        assert results[0].keys() == results[1].keys()
+        for key, value in results[0].items():
+            torch.testing.assert_close(results[1][key], value, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["KD", "DKD"])
+def test_20_steps_of_both_engines_end_with_the_same_student(
+    toolkit, shared, workdir, monkeypatch, name
+):
+    """In float64: in float32 the toolkit's own 20 steps turn 1e-7 into 4e-3."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    mend()
+    cls, config = theirs(name)
+    file = ROOT / "configs" / "cifar100" / f"{name.lower()}.yaml"
+    config.merge_from_file(str(file))
+    cfg = load_cfg(file)
+    steps = [replace(batch, image=batch.image.double()) for batch in batches(shared, 20, 16)]
+    (student, teacher), (own, own_teacher) = networks(shared), networks(shared)
+    for network in (student, teacher, own, own_teacher):
+        network.double()
+    start = own.fc.weight.clone()
+
+    distiller = torch.nn.DataParallel(cls(student, teacher, config))
+    loader = [(batch.image, batch.target, batch.index) for batch in steps]
+    trainer_class = importlib.import_module("mdistiller.engine").trainer_dict["base"]
+    trainer_class("parity", distiller, loader, [loader[0][:2]], config).train_epoch(1)
+    mine = distiller_dict[name](own, own_teacher, cfg)
+    meter = Meter(1, 20)
+    train_epoch(mine, build_optimizer(cfg, mine), steps, meter, nullcontext, lambda meter: None)
+
+    for key, value in student.state_dict().items():
+        torch.testing.assert_close(own.state_dict()[key], value, rtol=0, atol=1e-10)
+    assert (own.fc.weight - start).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_methods_train_in_the_toolkits_trainer(toolkit, shared, workdir, name):
+    mend()
+    cls, config = theirs(name)
+    base = importlib.import_module("mdistiller.distillers._base").Distiller
+    assert issubclass(cls, base)
+    config.merge_from_file(str(ROOT / "configs" / "cifar100" / f"{name.lower()}.yaml"))
+    student, teacher = networks(shared)
+    distiller = cls(student, teacher, config)
+    loader = [(b.image, b.target, b.index) for b in batches(shared, 2)]
+    trainer_class = importlib.import_module("mdistiller.engine").trainer_dict["base"]
+    before = student.fc.weight.clone()
+    wrapped = torch.nn.DataParallel(distiller)
+    trainer_class("ours", wrapped, loader, [loader[0][:2]], config).train_epoch(1)
+    assert not torch.equal(student.fc.weight, before)
+    assert not teacher.training and Path("output/ours/student_best").exists()
+
+
+@pytest.fixture
+def checkout(toolkit, shared, tmp_path) -> tuple[Path, dict[str, str]]:
+    """A copy of the toolkit with 256 real images and a real teacher, and an environment for it."""
+    copy = tmp_path / "checkout"
+    for name in ("mdistiller", "tools"):
+        shutil.copytree(toolkit / name, copy / name)
+    folder = copy / "data" / "cifar-100-python"
+    folder.mkdir(parents=True)
+    for split, source in zip(("train", "test"), cifar100.BINARY, strict=True):
+        images, labels = cifar100.read_binary(shared / "cifar-100-binary" / source)
+        content = {"data": images[:256].flatten(1).numpy(), "fine_labels": labels[:256].tolist()}
+        (folder / split).write_bytes(pickle.dumps(content))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [str(i) for i in range(100)]}))
+    weights = copy / "download_ckpts/cifar_teachers/resnet56_vanilla/ckpt_epoch_240.pth"
+    weights.parent.mkdir(parents=True)
+    shutil.copy(shared / "teachers" / "cifar100_resnet56.pth", weights)
+    # torchvision asks for the official checksums, which a part of the data cannot have.
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "from torchvision import datasets\n"
+        "datasets.CIFAR100._check_integrity = lambda self: True\n"
+        "import torchvision.datasets.cifar as c\nc.check_integrity = lambda *a: True\n"
+    )
+    return copy, {
+        **os.environ,
+        "MDISTILLER_ROOT": str(copy),
+        "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{copy}",
+    }
+
+
+def test_train_there_resume_there_and_checkpoints_cross_both_ways(checkout, shared, workdir):
+    copy, environment = checkout
+
+    def python(script: Path | str, *words: str) -> str:
+        result = subprocess.run(
+            [sys.executable, str(script), *words], env=environment, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr[-2000:]
+        return result.stdout + result.stderr
+
+    text = (ROOT / "configs" / "cifar100" / "dkd_eat_dat_lp.yaml").read_text()
+    text = text.replace("resnet110", "resnet56").replace("[50, 60, 70]", "[1]")
+    tool = ROOT / "tools" / "mdistiller_train.py"
+    # Two epochs with a decay between them, then a third by --resume, which the toolkit alone
+    # cannot do on a recent PyTorch.
+    for epochs, resume in ((2, []), (3, ["--resume"])):
+        Path("short.yaml").write_text(text.replace("EPOCHS: 80", f"EPOCHS: {epochs}"))
+        output = python(tool, "--compat", "--cfg", "short.yaml", *resume)
+        assert "--compat: --resume may read the numpy float" in output
+    folder = Path("output/cifar100_baselines/dkd_eat_dat_lp,res110,res8")
+    log = (folder / "worklog.txt").read_text()
+    assert [f"epoch: {n}" in log for n in (1, 2, 3, 4)] == [True, True, True, False]
+
+    words = ["-m", "resnet8", "--json", "--root", str(shared), "-c", str(folder / "student_best")]
+    measured = json.loads(python(ROOT / "tools" / "eval.py", *words).splitlines()[0])
+    assert 0 < measured["top1"] < 10
+
+    their_eval = (
+        "import runpy, sys\nfrom mdistiller_ext.toolkit import mend\nmend()\n"
+        f"runpy.run_path({str(copy / 'tools' / 'eval.py')!r}, run_name='__main__')\n"
+    )
+    Path("their_eval.py").write_text(their_eval)
+    own = cifar_model_dict["resnet8"][0](num_classes=100)
+    torch.save({"model": own.state_dict()}, "student_last")
+    assert "Top-1:" in python("their_eval.py", "-m", "resnet8", "-c", "student_last")
