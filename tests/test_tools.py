@@ -67,6 +67,7 @@ ERRORS = [
     (1, "train", [*TEACHER, "wrong.pth"], ["wrong.pth: does not fit resnet"]),
     (1, "eval", ["-m", "resnet8", "-c", "no.pth"], ["no.pth: not a readable checkpoint"]),
     (1, "eval", ["-m", "resnet8", "-d", "digits"], ["no weights", "Tried: checkpoints/digits"]),
+    (2, "eval", ["-m", "resnet8", "-bs", "0"], ["--batch-size: 0 is not allowed"]),
     (2, "eval", ["-m", "vgg8"], ["invalid choice: 'vgg8'"]),
 ]
 
@@ -94,6 +95,20 @@ def test_a_second_run_in_one_folder_is_refused(tool):
     status, _, stderr = tool("train", *words)
     assert status == 2 and "holds a run already" in stderr
     assert tool("train", *words, "--resume")[0] == 0
+
+
+def test_an_interrupted_run_says_how_to_go_on(tool, workdir, monkeypatch):
+    def interrupt(run):
+        if run.history:
+            raise KeyboardInterrupt
+        return {"top1": 10.0}
+
+    monkeypatch.setattr("mdistiller_ext.engine.run.Run._evaluate", interrupt)
+    status, stdout, stderr = tool("train", "--cfg", DIGITS, "EXPERIMENT.NAME", "r")
+    assert status == 130 and stderr == "train.py: error: interrupted\n"
+    assert "output/digits/r keeps the state after epoch 1; --resume goes on from there" in stdout
+    record = json.loads((workdir / "output/digits/r/record.json").read_text())
+    assert record["status"] == "interrupted" and len(record["epochs"]) == 1
 
 
 def test_wandb_that_is_not_installed(tool, monkeypatch):

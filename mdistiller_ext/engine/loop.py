@@ -73,6 +73,11 @@ def train_epoch(
     autocast: Callable[[], AbstractContextManager],
     progress: Callable[[Meter], None],
 ) -> None:
+    """One pass over the batches: forward, the sum of all losses backward, one optimizer step each.
+
+    `progress` is called with the meter after each step and may read it, which raises RunError when
+    a loss was not finite.
+    """
     distiller.train()
     for batch in batches:
         with autocast():
