@@ -22,8 +22,8 @@ def test_performance(arrays):
     logits, _, targets = arrays
     found = performance(torch.tensor(logits), torch.tensor(targets))
     order = np.argsort(-logits, axis=1)
-    assert found["top1"] == pytest.approx(100 * (order[:, 0] == targets).mean())
-    assert found["top5"] == pytest.approx(100 * (order[:, :5] == targets[:, None]).any(1).mean())
+    assert found["top1"] == 100 * (order[:, 0] == targets).sum() / 500
+    assert found["top5"] == 100 * (order[:, :5] == targets[:, None]).any(1).sum() / 500
     nll = -log_softmax(logits, axis=1)[np.arange(500), targets].mean()
     assert found["nll"] == pytest.approx(nll, rel=1e-6)
     confidence, hit = softmax(logits, axis=1).max(1), order[:, 0] == targets
@@ -40,7 +40,7 @@ def test_fidelity(arrays):
     student, teacher, _ = arrays
     found = fidelity(torch.tensor(student), torch.tensor(teacher))
     p, q = softmax(teacher, axis=1), softmax(student, axis=1)
-    assert found["agreement"] == pytest.approx(100 * (p.argmax(1) == q.argmax(1)).mean())
+    assert found["agreement"] == 100 * (p.argmax(1) == q.argmax(1)).sum() / 500
     assert found["kl"] == pytest.approx(rel_entr(p, q).sum(1).mean(), rel=1e-6)
     assert found["l2_probabilities"] == pytest.approx(np.linalg.norm(p - q, axis=1).mean())
     assert found["l2_logits"] == pytest.approx(np.linalg.norm(teacher - student, axis=1).mean())
