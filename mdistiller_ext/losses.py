@@ -76,7 +76,7 @@ def _target_margin(
     logits: Tensor, target: Tensor, temperature: float | Tensor, not_others: Tensor
 ) -> Tensor:
     """log(p_y / (1 - p_y)), shape (B,), from differences of logits so that nothing cancels."""
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     behind = _scale(logits - logits.gather(1, target.unsqueeze(1)), temperature)
     return -_prune(behind, not_others).logsumexp(dim=1)
 
@@ -89,7 +89,7 @@ def _binary_kl(margin_student: Tensor, margin_teacher: Tensor) -> Tensor:
 
 
 def _scale(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     return logits / _scalars(temperature, logits[:, 0]).unsqueeze(1)
 
 
@@ -108,5 +108,6 @@ def _scalars(temperature: float | Tensor, like: Tensor) -> Tensor:
     return temperature.to(like).expand_as(like)
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Half precision becomes float32; float32 and float64 stay."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

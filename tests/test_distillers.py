@@ -130,6 +130,18 @@ def test_the_combined_method_is_its_parts(epoch, temperature):
     assert distiller.monitor == {"dat_raised": 6, "dat_lowered": 6}
 
 
+@pytest.mark.parametrize("name", list(distiller_dict))
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
+)
+def test_losses_are_in_float32_or_better(name, dtype, expected):
+    distiller = build(name).to(dtype)
+    image = batch()["image"].to(dtype)
+    _, losses = distiller(image=image, target=batch()["target"], epoch=50)
+    assert {loss.dtype for loss in losses.values()} == {expected}
+
+
 def test_schedules_name_what_they_change():
     assert build("KD").schedule(1) == {"temperature": 4}
     assert build("DKD").schedule(5) == {"warmup": 0.25, "temperature": 4.0}

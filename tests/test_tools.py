@@ -68,12 +68,16 @@ ERRORS = [
     (1, "eval", ["-m", "resnet8", "-c", "no.pth"], ["no.pth: not a readable checkpoint"]),
     (1, "eval", ["-m", "resnet8", "-d", "digits"], ["no weights", "Tried: checkpoints/digits"]),
     (2, "eval", ["-m", "resnet8", "-bs", "0"], ["--batch-size: 0 is not allowed"]),
+    (2, "mdistiller_train", ["--cfg", DIGITS], ["MDISTILLER_ROOT: nowhere holds no"]),
     (2, "eval", ["-m", "vgg8"], ["invalid choice: 'vgg8'"]),
 ]
 
 
 @pytest.mark.parametrize(("status", "name", "words", "parts"), ERRORS)
-def test_errors_are_one_line_and_lose_nothing(tool, workdir, status, name, words, parts):
+def test_errors_are_one_line_and_lose_nothing(
+    tool, workdir, monkeypatch, status, name, words, parts
+):
+    monkeypatch.setenv("MDISTILLER_ROOT", "nowhere")
     torch.save({"model": {"fc.weight": torch.zeros(10, 64)}}, "wrong.pth")
     found, _, stderr = tool(name, *words)
     assert found == status
@@ -131,7 +135,7 @@ def test_an_unexpected_error_is_one_line_too(tool, monkeypatch):
     assert status == 1 and expected in stderr and "Traceback" not in stderr
 
 
-def test_help_names_every_option(tool):
-    for name in ("train", "eval"):
+def test_help_shows_how_to_call_it(tool):
+    for name in ("train", "eval", "bench", "mdistiller_train"):
         text = tool(name, "--help")[1]
-        assert "--device" in text and "python tools/" in text
+        assert f"python tools/{name}.py" in text and "--debug" in text

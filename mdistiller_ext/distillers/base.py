@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..losses import at_least_float32
+
 
 class Distiller(nn.Module):
     """Base of all methods, with the toolkit's contract.
@@ -47,11 +49,11 @@ class Distiller(nn.Module):
         return {}
 
     def logits(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(student's, teacher's) for images of shape (B, 3, H, W), each (B, C) in float32."""
+        """(student's, teacher's) of images (B, 3, H, W), each (B, C), in float32 or better."""
         with torch.no_grad():
             logits_teacher, _ = self.teacher(image)
         logits_student, _ = self.student(image)
-        return logits_student.float(), logits_teacher.float()
+        return at_least_float32(logits_student), at_least_float32(logits_teacher)
 
     def forward_train(
         self, *, image: Tensor, target: Tensor, epoch: int, **kwargs: Any
@@ -74,4 +76,4 @@ class Vanilla(Distiller):
 
     def forward_train(self, *, image: Tensor, target: Tensor, **kwargs: Any):
         logits, _ = self.student(image)
-        return logits, {"loss_ce": F.cross_entropy(logits.float(), target)}
+        return logits, {"loss_ce": F.cross_entropy(at_least_float32(logits), target)}

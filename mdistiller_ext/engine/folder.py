@@ -64,6 +64,13 @@ def earlier_state(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | 
     return state
 
 
+def finished_record(folder: Path) -> dict[str, Any] | None:
+    """The record of a run that has come to its end, else None."""
+    file = folder / "record.json"
+    record = json.loads(file.read_text()) if file.exists() else {}
+    return record if record.get("status") == "finished" else None
+
+
 def plain(cfg: CfgNode) -> dict[str, Any]:
     """What a run depends on, in plain types."""
     return json.loads(json.dumps(shown(cfg)))

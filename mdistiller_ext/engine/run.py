@@ -20,7 +20,7 @@ from ..teacher import Weights, fetch_weights, find_weights, load_weights
 from .build import build_autocast, build_distiller, build_optimizer
 from .evaluation import fidelity, performance, predict
 from .events import Events, Progress
-from .folder import default_name, earlier_state, plain
+from .folder import default_name, earlier_state, finished_record, plain
 from .loop import Meter, learning_rate, train_epoch
 from .record import environment, peak_memory, summary, write_record
 from .seeding import epoch_generator, random_state, seed_everything, set_random_state
@@ -35,7 +35,8 @@ def train(
         The record and the folder.
 
     Raises:
-        ConfigError: the folder holds a run already and `resume` is false, or its config differs.
+        ConfigError: the folder holds a run already and `resume` is false, or that run's config or
+            teacher differs.
         RunError: another process works in the folder, data or weights are not to be had, or the
             loss became non-finite. What was saved stays as it is.
     """
@@ -44,7 +45,16 @@ def train(
     try:
         with FileLock(folder / "lock", timeout=0):
             state = earlier_state(cfg, folder, resume)
-            return Run(cfg, folder, device, state).go(), folder
+            weights = None if cfg.DISTILLER.TYPE == "NONE" else teacher_weights(cfg, device)
+            if state and weights and state["teacher_sha256"] != weights.sha256:
+                raise ConfigError(
+                    f"{weights.file}: not the teacher that {folder} was trained with "
+                    f"(sha256 {weights.sha256}, expected {state['teacher_sha256']})"
+                )
+            if state and (record := finished_record(folder)):
+                print(f"{folder}: finished already")
+                return record, folder
+            return Run(cfg, folder, device, weights, state).go(), folder
     except Timeout:
         raise RunError(f"{folder} is in use by another process") from None
 
@@ -53,17 +63,15 @@ class Run:
     """The state of a run: everything that `latest` holds, and how it goes on."""
 
     def __init__(
-        self, cfg: CfgNode, folder: Path, device: torch.device, state: dict[str, Any] | None
+        self,
+        cfg: CfgNode,
+        folder: Path,
+        device: torch.device,
+        weights: Weights | None,
+        state: dict[str, Any] | None,
     ) -> None:
-        self.cfg, self.folder, self.device = cfg, folder, device
+        self.cfg, self.folder, self.device, self.weights = cfg, folder, device, weights
         self.history: list[dict[str, float]] = []
-        weights = None if cfg.DISTILLER.TYPE == "NONE" else teacher_weights(cfg, device)
-        if state and weights and state["teacher_sha256"] != weights.sha256:
-            raise ConfigError(
-                f"{weights.file}: not the teacher that {folder} was trained with "
-                f"(sha256 {weights.sha256}, expected {state['teacher_sha256']})"
-            )
-        self.weights = weights
         seed_everything(cfg.SOLVER.SEED)
         self.distiller = build_distiller(cfg, weights).to(device)
         self.optimizer = build_optimizer(cfg, self.distiller)
