@@ -3,6 +3,6 @@
 from .config import get_cfg
 from .distillers import distiller_dict
 from .models import cifar_model_dict
-from .toolkit import register
+from .toolkit.registration import register
 
 __all__ = ["cifar_model_dict", "distiller_dict", "get_cfg", "register"]

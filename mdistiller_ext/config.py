@@ -1,7 +1,7 @@
 """The configuration: defaults, types, allowed values, and reading it from YAML and options."""
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from .distillers import distiller_dict
 from .errors import ConfigError
 from .models import cifar_model_dict
 from .pruning import pruned_count
+from .toolkit.methods import toolkit_node
 
 NUM_CLASSES = {"cifar100": 100, "digits": 10}
 
@@ -20,8 +21,10 @@ def get_cfg() -> CN:
     """A fresh config with the toolkit's sections, keys and defaults, and this project's.
 
     What differs from the toolkit: LOG.WANDB is off. Keys of this project alone: DATASET.ROOT,
-    DISTILLER.TEACHER_CKPT, DISTILLER.TEACHER_CFG, SOLVER.SEED, SOLVER.AMP and the nodes of its
-    methods. DATASET.NUM_WORKERS and LOG.TENSORBOARD_FREQ are accepted and have no effect.
+    DISTILLER.TEACHER_CKPT, DISTILLER.TEACHER_CFG, DISTILLER.SOURCE, DISTILLER.FIX_UPSTREAM,
+    SOLVER.SEED, SOLVER.AMP and the nodes of its methods. DATASET.NUM_WORKERS and
+    LOG.TENSORBOARD_FREQ are accepted and have no effect. The nodes of the toolkit's other methods
+    are added by `load_cfg` where they are asked for.
     """
     cfg = CN()
     cfg.EXPERIMENT = CN({"PROJECT": "distill", "NAME": "", "TAG": "default"})
@@ -30,6 +33,8 @@ def get_cfg() -> CN:
     cfg.DISTILLER = CN({"TYPE": "NONE", "TEACHER": "ResNet50", "STUDENT": "resnet32"})
     cfg.DISTILLER.TEACHER_CKPT = ""  # a file of weights; empty: look in the usual places
     cfg.DISTILLER.TEACHER_CFG = ""  # trains the teacher where no weights are found
+    cfg.DISTILLER.SOURCE = "auto"  # whose method: "ext", "mdistiller", or ours where we have it
+    cfg.DISTILLER.FIX_UPSTREAM = False  # mend the known faults of the toolkit's methods
     cfg.SOLVER = CN({"TRAINER": "base", "TYPE": "SGD", "BATCH_SIZE": 64, "EPOCHS": 240})
     cfg.SOLVER.LR = 0.05
     cfg.SOLVER.LR_DECAY_STAGES = [150, 180, 210]
@@ -67,10 +72,25 @@ def load_cfg(file: str | Path, options: Sequence[str] = ()) -> CN:
         raise ConfigError(
             f"options come as KEY VALUE pairs, found {len(options)} words: {' '.join(options)}"
         )
-    cfg = get_cfg()
+    pairs = [*_read(Path(file)), *zip(options[::2], options[1::2], strict=True)]
+    cfg, faults = get_cfg(), []
+    method = {
+        key: str(dict(pairs).get(f"DISTILLER.{key}", cfg.DISTILLER[key]))
+        for key in ("TYPE", "SOURCE")
+    }
+    if source(method) == "mdistiller":
+        name = method["TYPE"]
+        try:
+            cfg.update(toolkit_node(name))
+        except ConfigError as error:
+            ours = "" if method["SOURCE"] == "mdistiller" else f"{', '.join(distiller_dict)} or "
+            faults.append(
+                f"DISTILLER.TYPE: {name!r} is not allowed, expected one of {ours}mdistiller's: "
+                f"{error}"
+            )
+            pairs = [pair for pair in pairs if not pair[0].startswith(f"{name}.")]
     known = dict(leaves(cfg))
-    faults = []
-    for key, value in [*_read(Path(file)), *zip(options[::2], options[1::2], strict=True)]:
+    for key, value in pairs:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -89,6 +109,13 @@ def load_cfg(file: str | Path, options: Sequence[str] = ()) -> CN:
         raise ConfigError("\n".join(faults))
     cfg.freeze()
     return cfg
+
+
+def source(node: Mapping[str, str]) -> str:
+    """Whose code a DISTILLER node's TYPE runs: "ext", ours, or "mdistiller", the toolkit's."""
+    if node["SOURCE"] != "auto":
+        return node["SOURCE"]
+    return "ext" if node["TYPE"] in distiller_dict else "mdistiller"
 
 
 def shown(cfg: CN) -> CN:
@@ -126,6 +153,8 @@ def check(cfg: CN) -> list[str]:
     for key, value in leaves(shown(cfg)):
         if key == "DISTILLER.TEACHER" and cfg.DISTILLER.TYPE == "NONE":
             continue  # without distillation nobody asks for it, and the default is not ours
+        if key == "DISTILLER.TYPE" and source(cfg.DISTILLER) == "mdistiller":
+            continue  # it is in the toolkit's registry, or its node would not be here
         allowed, text = _RULES.get(key) or _METHOD_RULES.get(key.rsplit(".", 1)[1], _ANY)
         if value is None or not allowed(value):
             faults.append(f"{key}: {value!r} is not allowed, expected {text}")
@@ -163,9 +192,10 @@ _RULES: dict[str, Rule] = {
     "DATASET.TYPE": _one_of(*NUM_CLASSES),
     "DATASET.TEST.BATCH_SIZE": _number(1),
     "DISTILLER.TYPE": _one_of(*distiller_dict),
+    "DISTILLER.SOURCE": _one_of("auto", "ext", "mdistiller"),
     "DISTILLER.TEACHER": _one_of(*cifar_model_dict),
     "DISTILLER.STUDENT": _one_of(*cifar_model_dict),
-    "SOLVER.TRAINER": _one_of("base"),
+    "SOLVER.TRAINER": _one_of("base", "crd"),  # for the toolkit; here one loop serves both
     "SOLVER.TYPE": _one_of("SGD"),
     "SOLVER.AMP": _one_of("none", "bf16"),
     "SOLVER.BATCH_SIZE": _number(1),
@@ -190,4 +220,13 @@ _METHOD_RULES: dict[str, Rule] = {
     "STEP_EPOCHS": _number(1),
     "FRACTION": (lambda v: 0 <= v <= 0.5, "a number from 0 to 0.5"),
     "RATIOS": _list_of(_number(0, 1), least=1),
+    # Of the toolkit's methods.
+    "FEAT_WEIGHT": _number(0),
+    "REVIEWKD_WEIGHT": _number(0),
+    "DISTANCE_WEIGHT": _number(0),
+    "ANGLE_WEIGHT": _number(0),
+    "WARMUP_EPOCHS": _number(1),
+    "HINT_LAYER": (lambda v: 0 <= v <= 3, "a number from 0 to 3"),
+    "MODE": _one_of("exact", "relax"),
+    "K": _number(1),
 }

@@ -1,11 +1,19 @@
-"""What several tests share: the real data where it is, and small configs on digits."""
+"""What several tests share: the real data and toolkit where they are, small configs on digits."""
 
+import importlib
+import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
+from mdistiller_ext import cifar_model_dict, register
 from mdistiller_ext.config import load_cfg
+from mdistiller_ext.data import cifar100
+from mdistiller_ext.errors import ConfigError
+from mdistiller_ext.teacher import load_into, load_weights
+from mdistiller_ext.toolkit.locate import find_toolkit
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -42,11 +50,58 @@ def digits_cfg(workdir: Path):
 
 def untrained_teacher(folder: Path) -> Path:
     """A file of random weights for the teacher of the digits configs."""
-    from mdistiller_ext import cifar_model_dict
-
     file = folder / "teacher.pth"
     if not file.exists():
         torch.manual_seed(1)
         name = load_cfg(ROOT / "configs" / "digits" / "dkd.yaml").DISTILLER.TEACHER
         torch.save({"model": cifar_model_dict[name][0](num_classes=10).state_dict()}, file)
     return file
+
+
+@pytest.fixture
+def no_toolkit_imported(monkeypatch):
+    """So that a test imports its own stand-in for mdistiller; what was imported comes back."""
+
+    def imported():
+        return [name for name in sys.modules if name.split(".")[0] == "mdistiller"]
+
+    for name in imported():
+        monkeypatch.delitem(sys.modules, name)
+    yield
+    for name in imported():
+        del sys.modules[name]
+
+
+@pytest.fixture
+def toolkit(monkeypatch) -> Path:
+    """The folder of the real mdistiller, registered; its mends end with the test."""
+    try:
+        root = find_toolkit()
+    except ConfigError:
+        pytest.skip("mdistiller is neither installed nor named by MDISTILLER_ROOT")
+    register()
+    for cls in (torch.Tensor, torch.nn.Module):
+        monkeypatch.setattr(cls, "cuda", cls.cuda)
+    return root
+
+
+def networks(shared, student="resnet8"):
+    """A seeded student and the real ResNet-56."""
+    torch.manual_seed(0)
+    net = cifar_model_dict[student][0](num_classes=100)
+    teacher = cifar_model_dict["resnet56"][0](num_classes=100)
+    load_into(teacher, load_weights(shared / "teachers" / "cifar100_resnet56.pth"), "resnet56")
+    return net, teacher
+
+
+def batches(shared, count, size=64):
+    """The first batches of a seeded epoch of the real CIFAR-100."""
+    train, _ = cifar100.load(shared)
+    return list(islice(train.epoch(size, torch.Generator().manual_seed(0)), count))
+
+
+def theirs(name):
+    """The toolkit's class of a method, and a copy of its config."""
+    config = importlib.import_module("mdistiller.engine.cfg").CFG.clone()
+    config.defrost()
+    return importlib.import_module("mdistiller.distillers").distiller_dict[name], config

@@ -9,58 +9,23 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, batches, networks, theirs
 
-from mdistiller_ext import cifar_model_dict, distiller_dict, register
+from mdistiller_ext import cifar_model_dict, distiller_dict
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import cifar100
 from mdistiller_ext.engine.build import build_optimizer
 from mdistiller_ext.engine.loop import Meter, train_epoch
-from mdistiller_ext.errors import ConfigError
-from mdistiller_ext.teacher import load_into, load_weights
-from mdistiller_ext.toolkit import find_toolkit, mend
+from mdistiller_ext.toolkit.compat import mend
+from mdistiller_ext.toolkit.export import METHODS
 
 OURS = ["DKD_EAT", "DKD_DAT", "DKD_LP", "DKD_EAT_DAT_LP"]
 # What the toolkit itself does on a recent PyTorch, Python or Pillow.
 pytestmark = pytest.mark.filterwarnings("default")
-
-
-@pytest.fixture
-def toolkit(monkeypatch) -> Path:
-    """The folder of the real mdistiller, registered; its mends end with the test."""
-    try:
-        root = find_toolkit()
-    except ConfigError:
-        pytest.skip("mdistiller is neither installed nor named by MDISTILLER_ROOT")
-    register()
-    for cls in (torch.Tensor, torch.nn.Module):
-        monkeypatch.setattr(cls, "cuda", cls.cuda)
-    return root
-
-
-def networks(shared, student="resnet8"):
-    """A seeded student and the real ResNet-56."""
-    torch.manual_seed(0)
-    net = cifar_model_dict[student][0](num_classes=100)
-    teacher = cifar_model_dict["resnet56"][0](num_classes=100)
-    load_into(teacher, load_weights(shared / "teachers" / "cifar100_resnet56.pth"), "resnet56")
-    return net, teacher
-
-
-def batches(shared, count, size=64):
-    train, _ = cifar100.load(shared)
-    return list(islice(train.epoch(size, torch.Generator().manual_seed(0)), count))
-
-
-def theirs(name):
-    config = importlib.import_module("mdistiller.engine.cfg").CFG.clone()
-    config.defrost()
-    return importlib.import_module("mdistiller.distillers").distiller_dict[name], config
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda f: f.stem)
@@ -133,7 +98,7 @@ def test_our_methods_train_in_the_toolkits_trainer(toolkit, shared, workdir, nam
 def checkout(toolkit, shared, tmp_path) -> tuple[Path, dict[str, str]]:
     """A copy of the toolkit with 256 real images and a real teacher, and an environment for it."""
     copy = tmp_path / "checkout"
-    for name in ("mdistiller", "tools"):
+    for name in ("mdistiller", "tools", "configs"):
         shutil.copytree(toolkit / name, copy / name)
     folder = copy / "data" / "cifar-100-python"
     folder.mkdir(parents=True)
@@ -159,16 +124,26 @@ def checkout(toolkit, shared, tmp_path) -> tuple[Path, dict[str, str]]:
     }
 
 
+def python(environment, script: Path | str, *words: str) -> str:
+    result = subprocess.run(
+        [sys.executable, str(script), *words], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout + result.stderr
+
+
+def mended(script: Path) -> str:
+    """A script that runs one of the toolkit's, mended for a CPU; it imports no method of ours."""
+    name = f"mended_{script.name}"
+    Path(name).write_text(
+        "import runpy, sys\nfrom mdistiller_ext.toolkit.compat import mend\nmend()\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
+    )
+    return name
+
+
 def test_train_there_resume_there_and_checkpoints_cross_both_ways(checkout, shared, workdir):
     copy, environment = checkout
-
-    def python(script: Path | str, *words: str) -> str:
-        result = subprocess.run(
-            [sys.executable, str(script), *words], env=environment, capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr[-2000:]
-        return result.stdout + result.stderr
-
     text = (ROOT / "configs" / "cifar100" / "dkd_eat_dat_lp.yaml").read_text()
     text = text.replace("resnet110", "resnet56").replace("[50, 60, 70]", "[1]")
     tool = ROOT / "tools" / "mdistiller_train.py"
@@ -176,21 +151,31 @@ def test_train_there_resume_there_and_checkpoints_cross_both_ways(checkout, shar
     # cannot do on a recent PyTorch.
     for epochs, resume in ((2, []), (3, ["--resume"])):
         Path("short.yaml").write_text(text.replace("EPOCHS: 80", f"EPOCHS: {epochs}"))
-        output = python(tool, "--compat", "--cfg", "short.yaml", *resume)
+        output = python(environment, tool, "--compat", "--cfg", "short.yaml", *resume)
         assert "--compat: --resume may read the numpy float" in output
     folder = Path("output/cifar100_baselines/dkd_eat_dat_lp,res110,res8")
     log = (folder / "worklog.txt").read_text()
     assert [f"epoch: {n}" in log for n in (1, 2, 3, 4)] == [True, True, True, False]
 
     words = ["-m", "resnet8", "--json", "--root", str(shared), "-c", str(folder / "student_best")]
-    measured = json.loads(python(ROOT / "tools" / "eval.py", *words).splitlines()[0])
+    measured = json.loads(python(environment, ROOT / "tools" / "eval.py", *words).splitlines()[0])
     assert 0 < measured["top1"] < 10
 
-    their_eval = (
-        "import runpy, sys\nfrom mdistiller_ext.toolkit import mend\nmend()\n"
-        f"runpy.run_path({str(copy / 'tools' / 'eval.py')!r}, run_name='__main__')\n"
-    )
-    Path("their_eval.py").write_text(their_eval)
+    their_eval = mended(copy / "tools" / "eval.py")
     own = cifar_model_dict["resnet8"][0](num_classes=100)
     torch.save({"model": own.state_dict()}, "student_last")
-    assert "Top-1:" in python("their_eval.py", "-m", "resnet8", "-c", "student_last")
+    assert "Top-1:" in python(environment, their_eval, "-m", "resnet8", "-c", "student_last")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_exported_method_trains_by_the_checkouts_own_train_py(checkout, workdir, name):
+    copy, environment = checkout
+    python(environment, ROOT / "tools" / "export_upstream.py", str(copy))
+    exported = copy / "configs" / "cifar100" / name.lower() / "res110_res8.yaml"
+    text = exported.read_text().replace("resnet110", "resnet56").replace("EPOCHS: 80", "EPOCHS: 2")
+    Path("short.yaml").write_text(text)
+    train = mended(copy / "tools" / "train.py")
+    output = python(environment, train, "--cfg", "short.yaml", "LOG.WANDB", "False")
+    assert "Extra parameters" in output
+    (log,) = Path("output").rglob("worklog.txt")
+    assert "epoch: 2" in log.read_text()

@@ -11,7 +11,9 @@ import sys
 
 from mdistiller_ext.command import run_tool
 from mdistiller_ext.errors import ConfigError
-from mdistiller_ext.toolkit import find_toolkit, mend, register
+from mdistiller_ext.toolkit.compat import mend
+from mdistiller_ext.toolkit.locate import find_toolkit
+from mdistiller_ext.toolkit.registration import register
 
 
 def main(args: argparse.Namespace) -> None:

@@ -5,13 +5,15 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
+from torch import Tensor
 from yacs.config import CfgNode
 
-from ..config import NUM_CLASSES
-from ..distillers import Distiller, Vanilla, distiller_dict
+from ..config import NUM_CLASSES, source
+from ..distillers import Distiller, distiller_dict
 from ..errors import ConfigError
 from ..models import cifar_model_dict
 from ..teacher import Weights, load_into
+from ..toolkit.methods import build_toolkit_distiller
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -30,8 +32,11 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def build_distiller(cfg: CfgNode, weights: Weights | None) -> Distiller:
+def build_distiller(cfg: CfgNode, weights: Weights | None, targets: Tensor) -> Distiller:
     """The student, the teacher with its weights, and the method between them.
+
+    Args:
+        targets: labels of the training set, (N,), for a contrastive method of the toolkit.
 
     Raises:
         RunError: the weights do not fit the teacher.
@@ -39,10 +44,12 @@ def build_distiller(cfg: CfgNode, weights: Weights | None) -> Distiller:
     num_classes = NUM_CLASSES[cfg.DATASET.TYPE]
     # The student draws first: with one seed it starts from the same weights in every method.
     student = cifar_model_dict[cfg.DISTILLER.STUDENT][0](num_classes=num_classes)
-    if weights is None:
-        return Vanilla(student)
-    teacher = cifar_model_dict[cfg.DISTILLER.TEACHER][0](num_classes=num_classes)
-    load_into(teacher, weights, cfg.DISTILLER.TEACHER)
+    teacher = None
+    if weights:
+        teacher = cifar_model_dict[cfg.DISTILLER.TEACHER][0](num_classes=num_classes)
+        load_into(teacher, weights, cfg.DISTILLER.TEACHER)
+    if source(cfg.DISTILLER) == "mdistiller":
+        return build_toolkit_distiller(cfg, student, teacher, targets)
     return distiller_dict[cfg.DISTILLER.TYPE](student, teacher, cfg)
 
 

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from yacs.config import CfgNode
 
+from ..config import source
 from ..files import write_atomically
+from ..toolkit.methods import toolkit_facts
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -35,6 +38,15 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device_name": _device_name(device),
         "threads": torch.get_num_threads(),
     }
+
+
+def method_facts(node: CfgNode) -> dict[str, Any]:
+    """Whose method a DISTILLER node names; of the toolkit's, the file and what was mended."""
+    facts: dict[str, Any] = {"type": node.TYPE, "source": source(node)}
+    if facts["source"] == "mdistiller":
+        facts |= toolkit_facts(node.TYPE, node.FIX_UPSTREAM)
+        print(f"{node.TYPE} is mdistiller's, from {facts['file']}; mended: {facts['mended']}")
+    return facts
 
 
 def summary(history: Sequence[dict[str, float]]) -> dict[str, float]:

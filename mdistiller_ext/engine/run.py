@@ -16,14 +16,14 @@ from ..config import load_cfg
 from ..data import get_dataset
 from ..errors import ConfigError, RunError
 from ..files import save, write_atomically
+from ..seeding import epoch_generator, random_state, seed_everything, set_random_state
 from ..teacher import Weights, fetch_weights, find_weights, load_weights
 from .build import build_autocast, build_distiller, build_optimizer
 from .evaluation import fidelity, performance, predict
 from .events import Events, Progress
 from .folder import default_name, earlier_state, finished_record, plain
 from .loop import Meter, learning_rate, train_epoch
-from .record import environment, peak_memory, summary, write_record
-from .seeding import epoch_generator, random_state, seed_everything, set_random_state
+from .record import environment, method_facts, peak_memory, summary, write_record
 
 
 def train(
@@ -72,8 +72,9 @@ class Run:
     ) -> None:
         self.cfg, self.folder, self.device, self.weights = cfg, folder, device, weights
         self.history: list[dict[str, float]] = []
+        self.train_set, self.test_set = (part.to(device) for part in get_dataset(cfg))
         seed_everything(cfg.SOLVER.SEED)
-        self.distiller = build_distiller(cfg, weights).to(device)
+        self.distiller = build_distiller(cfg, weights, self.train_set.targets).to(device)
         self.optimizer = build_optimizer(cfg, self.distiller)
         if state:
             self.distiller.load_state_dict(state["model"])
@@ -81,13 +82,13 @@ class Run:
             self.history = state["history"]
             set_random_state(state["random"])
             print(f"{folder}: going on after epoch {len(self.history)}")
-        self.train_set, self.test_set = (part.to(device) for part in get_dataset(cfg))
         self.logits_teacher = self._predict(self.distiller.teacher) if weights else None
         self.record: dict[str, Any] = {
             "name": folder.name,
             "status": "running",
             "seed": cfg.SOLVER.SEED,
             "environment": environment(device),
+            "method": method_facts(cfg.DISTILLER),
             "teacher": self._teacher_facts(),
             "student": {
                 "name": cfg.DISTILLER.STUDENT,

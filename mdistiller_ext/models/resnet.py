@@ -51,7 +51,7 @@ class ResNet(nn.Module):
 
     def __init__(self, depth: int, widths: tuple[int, int, int, int], num_classes: int = 10):
         super().__init__()
-        stem, *stages = widths
+        stem, *stages = self.widths = widths
         self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
         blocks = (depth - 2) // 6
@@ -62,6 +62,14 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def get_stage_channels(self) -> list[int]:
+        """Channels of the maps in "feats"; methods of the toolkit ask for them."""
+        return list(self.widths)
+
+    def get_bn_before_relu(self) -> list[nn.Module]:
+        """The last batch norm of each stage; the toolkit's OFD reads its margins from them."""
+        return [stage[-1].get_submodule("bn2") for stage in (self.layer1, self.layer2, self.layer3)]
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict]:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)

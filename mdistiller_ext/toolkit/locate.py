@@ -1,11 +1,24 @@
-"""Where mdistiller is."""
+"""Where mdistiller is, and the parts of it that we use."""
 
+import importlib
 import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from yacs.config import CfgNode
 
 from ..errors import ConfigError
+
+
+class Toolkit(NamedTuple):
+    """The toolkit's own objects, to be read or, by `register`, added to."""
+
+    root: Path
+    base: type
+    registry: dict[str, Any]
+    config: CfgNode
 
 
 def find_toolkit() -> Path:
@@ -29,3 +42,24 @@ def find_toolkit() -> Path:
             "or name a checkout with MDISTILLER_ROOT"
         )
     return Path(spec.origin).parents[1]
+
+
+def import_toolkit() -> Toolkit:
+    """Import mdistiller.
+
+    Raises:
+        ConfigError: it is missing or cannot be imported.
+    """
+    root = find_toolkit()
+    try:
+        return Toolkit(
+            root,
+            importlib.import_module("mdistiller.distillers._base").Distiller,
+            importlib.import_module("mdistiller.distillers").distiller_dict,
+            importlib.import_module("mdistiller.engine.cfg").CFG,
+        )
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"mdistiller in {root} cannot be used: {error}; it imports torch, torchvision, yacs, "
+            f"tensorboardX, tqdm, scipy and Pillow"
+        ) from error

@@ -1,39 +1,26 @@
 """Our methods in the toolkit's registry and config."""
 
-import importlib
-from typing import Any
-
-from yacs.config import CfgNode
-
 from ..config import get_cfg
 from ..distillers import DKD, DKD_DAT, DKD_EAT, DKD_EAT_DAT_LP, DKD_LP
 from ..errors import ConfigError
-from .locate import find_toolkit
+from .locate import import_toolkit
 
 METHODS: tuple[type[DKD], ...] = (DKD_EAT, DKD_DAT, DKD_LP, DKD_EAT_DAT_LP)
+FOR_FILES = ("SOURCE", "TEACHER_CFG")  # keys of DISTILLER that some of our YAML files have
 
 
 def register() -> None:
     """Add DKD_EAT, DKD_DAT, DKD_LP and DKD_EAT_DAT_LP to the importable mdistiller.
 
     Afterwards its `distiller_dict` has a class for each, a subclass of its own `Distiller`, and its
-    `CFG` a node for each. DISTILLER.TEACHER_CFG is added too, for the files that have it; the
-    toolkit does nothing with it. A second call changes nothing.
+    `CFG` a node for each. DISTILLER.SOURCE and DISTILLER.TEACHER_CFG are added too, for the files
+    that have them; the toolkit does nothing with them. A second call changes nothing.
 
     Raises:
         ConfigError: mdistiller is missing or cannot be imported, one of the names is taken by
             something else, or its config is frozen. Nothing was changed then.
     """
-    root = find_toolkit()
-    try:
-        base = importlib.import_module("mdistiller.distillers._base").Distiller
-        registry: dict[str, Any] = importlib.import_module("mdistiller.distillers").distiller_dict
-        config: CfgNode = importlib.import_module("mdistiller.engine.cfg").CFG
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"mdistiller in {root} cannot be used: {error}; it imports torch, torchvision, yacs, "
-            f"tensorboardX, tqdm, scipy and Pillow"
-        ) from error
+    _, base, registry, config = import_toolkit()
     ours = get_cfg()
     missing = []
     for method in METHODS:
@@ -55,4 +42,5 @@ def register() -> None:
             method.__name__, (method, base), {"__doc__": method.__doc__, "__module__": __name__}
         )
         config[method.TYPE] = ours[method.TYPE]
-    config.DISTILLER.setdefault("TEACHER_CFG", ours.DISTILLER.TEACHER_CFG)
+    for key in FOR_FILES:
+        config.DISTILLER.setdefault(key, ours.DISTILLER[key])

@@ -34,7 +34,12 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """The generator of an epoch's order and views: the same whatever was drawn before it."""
-    entropy = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(entropy[0]))
+def epoch_generator(
+    seed: int, epoch: int, *stream: int, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """The generator of an epoch's draws: the same whatever was drawn before it.
+
+    The order and the views of the images come from the one without `stream`.
+    """
+    entropy = np.random.SeedSequence([seed, epoch, *stream]).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(entropy[0]))
