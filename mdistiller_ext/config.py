@@ -83,10 +83,14 @@ def load_cfg(file: str | Path, options: Sequence[str] = ()) -> CN:
         try:
             cfg.update(toolkit_node(name))
         except ConfigError as error:
-            ours = "" if method["SOURCE"] == "mdistiller" else f"{', '.join(distiller_dict)} or "
+            ours = (
+                ""
+                if method["SOURCE"] == "mdistiller"
+                else f"one of {', '.join(distiller_dict)} or "
+            )
             faults.append(
-                f"DISTILLER.TYPE: {name!r} is not allowed, expected one of {ours}mdistiller's: "
-                f"{error}"
+                f"DISTILLER.TYPE: {name!r} is not allowed, expected {ours}a method of mdistiller "
+                f"({error})"
             )
             pairs = [pair for pair in pairs if not pair[0].startswith(f"{name}.")]
     known = dict(leaves(cfg))

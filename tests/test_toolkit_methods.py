@@ -189,7 +189,7 @@ def test_crd_resumes_to_the_same_weights(toolkit, digits_cfg, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        (["DISTILLER.TYPE", "AT2"], "'AT2' is not allowed, expected one of NONE, KD, .* or mdis"),
+        (["DISTILLER.TYPE", "AT2"], "'AT2' is not allowed, expected one of NONE, KD, .* or a m"),
         (["DISTILLER.TYPE", "AT", "DISTILLER.SOURCE", "ext"], "'AT' is not allowed, expected one"),
         (["DISTILLER.TYPE", "AT", "AT.P2", "3"], r"AT\.P2: no such key; did you mean AT\.P\?"),
         (["DISTILLER.TYPE", "CRD", "CRD.MODE", "no"], "CRD.MODE: 'no' is not allowed, expected"),
