@@ -21,8 +21,9 @@ def get_cfg() -> CN:
     """A fresh config with the toolkit's sections, keys and defaults, and this project's.
 
     What differs from the toolkit: LOG.WANDB is off. Keys of this project alone: DATASET.ROOT,
-    DISTILLER.TEACHER_CKPT, DISTILLER.TEACHER_CFG, DISTILLER.SOURCE, DISTILLER.FIX_UPSTREAM,
-    SOLVER.SEED, SOLVER.AMP and the nodes of its methods. DATASET.NUM_WORKERS and
+    DISTILLER.TEACHER_CKPT, .TEACHER_CFG, .TEACHER_TABLE, .TEACHER_TABLE_DTYPE,
+    .TEACHER_TABLE_ROOT, .SOURCE and .FIX_UPSTREAM, SOLVER.SEED, .AMP and .CUDA_GRAPH,
+    and the nodes of its methods. DATASET.NUM_WORKERS and
     LOG.TENSORBOARD_FREQ are accepted and have no effect. The nodes of the toolkit's other methods
     are added by `load_cfg` where they are asked for.
     """
@@ -33,6 +34,9 @@ def get_cfg() -> CN:
     cfg.DISTILLER = CN({"TYPE": "NONE", "TEACHER": "ResNet50", "STUDENT": "resnet32"})
     cfg.DISTILLER.TEACHER_CKPT = ""  # a file of weights; empty: look in the usual places
     cfg.DISTILLER.TEACHER_CFG = ""  # trains the teacher where no weights are found
+    cfg.DISTILLER.TEACHER_TABLE = "auto"  # keep the teacher's logits; "on" and "off" insist
+    cfg.DISTILLER.TEACHER_TABLE_DTYPE = "float32"  # "float16" halves its 3.24 GB
+    cfg.DISTILLER.TEACHER_TABLE_ROOT = ""  # its folder; empty: in the user's cache folder
     cfg.DISTILLER.SOURCE = "auto"  # whose method: "ext", "mdistiller", or ours where we have it
     cfg.DISTILLER.FIX_UPSTREAM = False  # mend the known faults of the toolkit's methods
     cfg.SOLVER = CN({"TRAINER": "base", "TYPE": "SGD", "BATCH_SIZE": 64, "EPOCHS": 240})
@@ -43,6 +47,7 @@ def get_cfg() -> CN:
     cfg.SOLVER.MOMENTUM = 0.9
     cfg.SOLVER.SEED = 0
     cfg.SOLVER.AMP = "none"
+    cfg.SOLVER.CUDA_GRAPH = True  # on a GPU, where the method allows it
     cfg.LOG = CN({"TENSORBOARD_FREQ": 500, "SAVE_CHECKPOINT_FREQ": 40})
     cfg.LOG.PREFIX = "./output"
     cfg.LOG.WANDB = False
@@ -196,6 +201,8 @@ _RULES: dict[str, Rule] = {
     "DATASET.TYPE": _one_of(*NUM_CLASSES),
     "DATASET.TEST.BATCH_SIZE": _number(1),
     "DISTILLER.TYPE": _one_of(*distiller_dict),
+    "DISTILLER.TEACHER_TABLE": _one_of("auto", "on", "off"),
+    "DISTILLER.TEACHER_TABLE_DTYPE": _one_of("float32", "float16"),
     "DISTILLER.SOURCE": _one_of("auto", "ext", "mdistiller"),
     "DISTILLER.TEACHER": _one_of(*cifar_model_dict),
     "DISTILLER.STUDENT": _one_of(*cifar_model_dict),

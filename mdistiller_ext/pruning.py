@@ -14,12 +14,17 @@ def epoch_ratio(epoch: int, ratios: Sequence[float], step_epochs: int) -> float:
     return ratios[stage_of_epoch(epoch, step_epochs, len(ratios))]
 
 
-def pruned_count(ratio: float, num_classes: int) -> int:
+def pruned_count(ratio: float | Tensor, num_classes: int) -> int | Tensor:
     """The number of classes that a ratio prunes, rounded half up.
+
+    Args:
+        ratio: in [0, 1); a float64 tensor of shape () is not checked, and gives a tensor.
 
     Raises:
         ValueError: no class would be left beside the target.
     """
+    if isinstance(ratio, Tensor):
+        return (ratio * num_classes + 0.5).floor()
     count = math.floor(ratio * num_classes + 0.5)
     if not 0 <= count <= num_classes - 2:
         raise ValueError(

@@ -20,6 +20,14 @@ SHARED = ROOT.parent / "shared"
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch) -> Path:
+    """Teacher tables land here, never in the user's cache."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("MDISTILLER_EXT_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture
 def shared() -> Path:
     """The folder with the real CIFAR-100 and real teachers."""

@@ -42,7 +42,7 @@ def test_config(file):
     batches = islice(data.epoch(8, torch.Generator()), 2)
     meter = Meter(1, 2)
     optimizer = build_optimizer(cfg, distiller)
-    train_epoch(distiller, optimizer, batches, meter, nullcontext, lambda meter: None)
+    list(train_epoch(distiller, optimizer, batches, meter, nullcontext))
     assert meter.step == 2 and meter.read()["loss"] > 0
     after = distiller.get_learnable_parameters()
     assert not any(map(torch.equal, before, after))

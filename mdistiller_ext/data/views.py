@@ -16,16 +16,13 @@ class Batch:
         image: normalised, (B, 3, H, W), float32.
         target: (B,), int64.
         index: place in the data set, (B,), int64.
-        dy, dx: offset of the crop in the padded image, 0 to 2 * padding, (B,), int64.
-        flip: mirrored after the crop, (B,), bool.
+        view: 0 to num_views - 1, (B,), int64.
     """
 
     image: Tensor
     target: Tensor
     index: Tensor
-    dy: Tensor
-    dx: Tensor
-    flip: Tensor
+    view: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,13 +66,34 @@ class ImageSet:
         padded, targets, mean, std = (tensor.to(device) for tensor in tensors)
         return ImageSet(padded, targets, mean, std, self.padding, self.flips)
 
-    def view(self, index: Tensor, dy: Tensor, dx: Tensor, flip: Tensor) -> Batch:
-        """One view of each image: crop at (dy, dx), mirror, normalise. One gather."""
+    @property
+    def num_views(self) -> int:
+        """How many views an image has: (2 * padding + 1)^2 crops, each mirrored or not."""
+        return self._offsets**2 * self._mirrors
+
+    @property
+    def _offsets(self) -> int:
+        return 2 * self.padding + 1
+
+    @property
+    def _mirrors(self) -> int:
+        return 2 if self.flips else 1
+
+    def batch(self, index: Tensor, view: Tensor) -> Batch:
+        """One view of each image: crop, mirror, normalise. One gather.
+
+        Args:
+            index: (B,), int64.
+            view: (dy * (2 * padding + 1) + dx) * (2 if flips else 1) + mirrored, (B,), int64, for
+                the crop at (dy, dx) of the padded image.
+        """
         height, width = (side - 2 * self.padding for side in self.padded.shape[2:])
         device = self.padded.device
-        rows = dy[:, None] + torch.arange(height, device=device)
+        place, flip = view // self._mirrors, (view % self._mirrors).bool()
+        rows = (place // self._offsets)[:, None] + torch.arange(height, device=device)
         columns = torch.arange(width, device=device)
-        columns = dx[:, None] + torch.where(flip[:, None], width - 1 - columns, columns)
+        columns = torch.where(flip[:, None], width - 1 - columns, columns)
+        columns = columns + (place % self._offsets)[:, None]
         pixels = self.padded[
             index[:, None, None, None],
             torch.arange(3, device=device)[None, :, None, None],
@@ -85,25 +103,28 @@ class ImageSet:
         # In torchvision's order of operations, so that every pixel has the same bits.
         image = pixels.float().div_(255)
         image.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
-        return Batch(image, self.targets[index], index, dy, dx, flip)
+        return Batch(image, self.targets[index], index, view)
 
-    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Every image once, in random order and in a random view; the last batch may be smaller.
+    def batches(self, index: Tensor, view: Tensor, batch_size: int) -> Iterator[Batch]:
+        """The views of the images in this order; the last batch may be smaller."""
+        keys = zip(index.split(batch_size), view.split(batch_size), strict=True)
+        return (self.batch(*key) for key in keys)
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(index, view) of an epoch: every image once, in random order and in a random view.
 
         All draws are made on the CPU, so that a seed means the same on every device.
         """
-        count, offsets = len(self), 2 * self.padding + 1
-        draws = (
-            torch.randperm(count, generator=generator),
-            torch.randint(offsets, (count,), generator=generator),
-            torch.randint(offsets, (count,), generator=generator),
-            torch.randint(2 if self.flips else 1, (count,), generator=generator).bool(),
-        )
-        chunks = (draw.to(self.padded.device).split(batch_size) for draw in draws)
-        return (self.view(*keys) for keys in zip(*chunks, strict=True))
+        index = torch.randperm(len(self), generator=generator)
+        view = torch.randint(self.num_views, (len(self),), generator=generator)
+        return index.to(self.padded.device), view.to(self.padded.device)
+
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """The batches of an epoch as `draw` gives it."""
+        return self.batches(*self.draw(generator), batch_size)
 
     def plain(self, batch_size: int) -> Iterator[Batch]:
         """Every image once, in order, not augmented."""
-        for index in torch.arange(len(self), device=self.padded.device).split(batch_size):
-            centre = torch.full_like(index, self.padding)
-            yield self.view(index, centre, centre, torch.zeros_like(index, dtype=torch.bool))
+        index = torch.arange(len(self), device=self.padded.device)
+        centre = (self.padding * self._offsets + self.padding) * self._mirrors
+        return self.batches(index, torch.full_like(index, centre), batch_size)

@@ -1,5 +1,6 @@
 """What every distiller is: a student, a frozen teacher, and the losses between them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,16 +21,20 @@ class Distiller(nn.Module):
         TYPE: the method's name, in the registry and in the config.
         monitor: of the last training step, what is worth logging and must not be trained on:
             name -> tensor of shape () that sums over an epoch.
+        settings: what `schedule` gives, as tensors of shape () on the device, where a captured
+            step must find a new epoch's values without being captured again; else None.
     """
 
     TYPE: str
     monitor: dict[str, Tensor]
+    settings: dict[str, Tensor] | None
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         nn.Module.__init__(self)  # not super(): registered in the toolkit, its base comes next
         self.student = student
         self.teacher = teacher.requires_grad_(False)
         self.monitor = {}
+        self.settings = None
 
     def train(self, mode: bool = True) -> "Distiller":
         super().train(mode)
@@ -47,6 +52,10 @@ class Distiller(nn.Module):
     def schedule(self, epoch: int) -> dict[str, float]:
         """The settings that depend on the epoch, counted from 1, as the step uses them."""
         return {}
+
+    def scheduled(self, epoch: int) -> Mapping[str, float | Tensor]:
+        """What a step takes its settings from: `settings` where they are, else `schedule`."""
+        return self.settings or self.schedule(epoch)
 
     def logits(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(student's, teacher's) of images (B, 3, H, W), each (B, C), in float32 or better."""

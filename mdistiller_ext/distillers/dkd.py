@@ -31,7 +31,7 @@ class DKD(Distiller):
         super().__init__(student, teacher)
         self.method = cfg[self.TYPE]
         self.epoch_temperature: Callable[[int], float] = lambda epoch: self.method.T
-        self.sample_temperature: Callable[[Tensor, float], Tensor] | None = None
+        self.sample_temperature: Callable[[Tensor, float | Tensor], Tensor] | None = None
         self.epoch_ratio: Callable[[int], float] | None = None
 
     def schedule(self, epoch: int) -> dict[str, float]:
@@ -45,7 +45,7 @@ class DKD(Distiller):
 
     def forward_train(self, *, image: Tensor, target: Tensor, epoch: int, **kwargs: Any):
         logits_student, logits_teacher = self.logits(image)
-        now = self.schedule(epoch)
+        now = self.scheduled(epoch)
         pruned = None
         if "pruned_ratio" in now:
             count = pruned_count(now["pruned_ratio"], logits_teacher.shape[1])
@@ -72,5 +72,5 @@ class DKD(Distiller):
         )
         return logits_student, {
             "loss_ce": self.method.CE_WEIGHT * F.cross_entropy(logits_student, target),
-            "loss_kd": now["warmup"] * loss_dkd.mean(),
+            "loss_kd": (now["warmup"] * loss_dkd).mean(),
         }

@@ -1,18 +1,21 @@
 """From a config to the parts of a run: device, distiller, optimizer."""
 
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
 from ..config import NUM_CLASSES, source
+from ..data import ImageSet
 from ..distillers import Distiller, distiller_dict
 from ..errors import ConfigError
 from ..models import cifar_model_dict
-from ..teacher import Weights, load_into
+from ..teacher import TeacherTable, Weights, default_root, load_into, needs_only_logits
 from ..toolkit.methods import build_toolkit_distiller
 
 
@@ -25,6 +28,7 @@ def pick_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32, as on a CPU
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"--device {name}: not usable here: {str(error).splitlines()[0]}"
@@ -53,12 +57,39 @@ def build_distiller(cfg: CfgNode, weights: Weights | None, targets: Tensor) -> D
     return distiller_dict[cfg.DISTILLER.TYPE](student, teacher, cfg)
 
 
+def only_logits(distiller: Distiller, data: ImageSet) -> bool:
+    """Whether a method takes nothing but logits from the teacher, tried on a few images."""
+    few = torch.arange(min(4, len(data)), device=data.targets.device)
+    return needs_only_logits(distiller, data.batch(few, torch.zeros_like(few)))
+
+
+def build_table(cfg: CfgNode, distiller: Distiller, data: ImageSet) -> TeacherTable | None:
+    """The teacher table of a method that takes only logits; None where there is no room for it.
+
+    Raises:
+        RunError: the table's files are damaged.
+    """
+    root = Path(cfg.DISTILLER.TEACHER_TABLE_ROOT or default_root())
+    table = TeacherTable(root, distiller.teacher, data, cfg.DISTILLER.TEACHER_TABLE_DTYPE)
+    filled, free = table.filled, shutil.disk_usage(table.folder).free
+    text = f"{filled:,} of {table.rows:,} views, {table.nbytes / 1e6:,.1f} MB when full"
+    if cfg.DISTILLER.TEACHER_TABLE == "auto" and free < (1 - filled / table.rows) * table.nbytes:
+        print(f"teacher table {table.folder}: not used: {text}, {free / 1e6:,.1f} MB free")
+        return None
+    print(f"teacher table {table.folder}: {text}")
+    if data.padded.is_cuda and torch.cuda.mem_get_info(data.padded.device)[0] > 2 * table.nbytes:
+        table.hold()
+    return table
+
+
 def build_optimizer(cfg: CfgNode, distiller: Distiller) -> torch.optim.Optimizer:
     return torch.optim.SGD(
         distiller.get_learnable_parameters(),
         lr=cfg.SOLVER.LR,
         momentum=cfg.SOLVER.MOMENTUM,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        # On a GPU one kernel, which takes the learning rate from the device.
+        fused=next(distiller.parameters()).is_cuda,
     )
 
 
@@ -66,4 +97,5 @@ def build_autocast(amp: str, device: torch.device) -> Callable[[], AbstractConte
     """A context for the forward pass: SOLVER.AMP "bf16" or "none"."""
     if amp == "none":
         return nullcontext
-    return partial(torch.autocast, device.type, dtype=torch.bfloat16)
+    # No weight is used twice, and a CUDA graph must not hold what a cache may free.
+    return partial(torch.autocast, device.type, dtype=torch.bfloat16, cache_enabled=False)

@@ -67,6 +67,10 @@ class Progress:
         self.start = self.read_at = time.perf_counter()
         self.bar: tqdm | None = None
 
+    def filling(self, total: int) -> tqdm:
+        """A bar for the teacher's answers of an epoch."""
+        return tqdm(total=total, desc="teacher", disable=not sys.stderr.isatty(), leave=False)
+
     def open(self, epoch: int) -> None:
         self.epoch_start = time.perf_counter()
         self.bar = tqdm(

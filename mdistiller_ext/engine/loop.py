@@ -1,7 +1,7 @@
 """The training loop."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -20,26 +20,46 @@ class Meter:
     """Sums of an epoch, kept on the device and read as rarely as possible."""
 
     def __init__(self, epoch: int, steps: int) -> None:
-        self.epoch, self.steps = epoch, steps
-        self.images = self.step = 0
+        self.steps = steps
         self.names: list[str] = []
-        self.sizes: list[int] = []
         self.totals: dict[str, Tensor] = {}
+        self.start(epoch)
+
+    def start(self, epoch: int) -> None:
+        """Begin an epoch. The tensors stay where they are: a captured step writes into them."""
+        self.epoch = epoch
+        self.sizes: list[int] = []
+        if self.names:
+            for tensor in (self.terms, self.position, *self.totals.values()):
+                tensor.zero_()
+
+    @property
+    def step(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def images(self) -> int:
+        return sum(self.sizes)
 
     def update(
         self, target: Tensor, logits: Tensor, losses: dict[str, Tensor], monitor: dict[str, Tensor]
     ) -> None:
+        """Add a step's tensors; nothing waits for the device."""
         terms = torch.stack([loss.detach().float() for loss in losses.values()])
-        if not self.step:
+        sums = {"correct": (logits.detach().argmax(dim=1) == target).sum(), **monitor}
+        if not self.names:
             self.names = list(losses)
             self.terms = terms.new_zeros(self.steps, len(terms))
-        self.terms[self.step] = terms
-        correct = (logits.detach().argmax(dim=1) == target).sum()
-        for name, value in {"correct": correct, **monitor}.items():
-            self.totals[name] = self.totals.get(name, 0) + value
-        self.sizes.append(len(target))
-        self.images += len(target)
-        self.step += 1
+            self.position = torch.zeros(1, dtype=torch.int64, device=terms.device)
+            self.totals = {name: torch.zeros_like(value) for name, value in sums.items()}
+        self.terms.index_copy_(0, self.position, terms[None])
+        self.position += 1
+        for name, value in sums.items():
+            self.totals[name] += value
+
+    def count(self, images: int) -> None:
+        """Count a step that was launched."""
+        self.sizes.append(images)
 
     def read(self) -> dict[str, float]:
         """Means over the images so far: `loss`, its terms, `train_top1` (percent); monitors' sums.
@@ -71,22 +91,30 @@ def train_epoch(
     batches: Iterable[Batch],
     meter: Meter,
     autocast: Callable[[], AbstractContextManager],
-    progress: Callable[[Meter], None],
-) -> None:
-    """One pass over the batches: forward, the sum of all losses backward, one optimizer step each.
-
-    `progress` is called with the meter after each step and may read it, which raises RunError when
-    a loss was not finite.
-    """
+) -> Iterator[None]:
+    """One pass over the batches, a step each time that the iterator is advanced."""
     distiller.train()
     for batch in batches:
-        with autocast():
-            logits, losses = distiller(
-                image=batch.image, target=batch.target, index=batch.index, epoch=meter.epoch
-            )
-        losses = {name: loss.mean() for name, loss in losses.items()}
-        optimizer.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
-        optimizer.step()
-        meter.update(batch.target, logits, losses, getattr(distiller, "monitor", {}))
-        progress(meter)
+        train_step(distiller, optimizer, batch, meter.epoch, meter, autocast)
+        meter.count(len(batch.target))
+        yield
+
+
+def train_step(
+    distiller: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    epoch: int | None,
+    meter: Meter,
+    autocast: Callable[[], AbstractContextManager],
+) -> None:
+    """Forward, the sum of all losses backward, one optimizer step."""
+    with autocast():
+        logits, losses = distiller(
+            image=batch.image, target=batch.target, index=batch.index, epoch=epoch
+        )
+    losses = {name: loss.mean() for name, loss in losses.items()}
+    optimizer.zero_grad()
+    torch.stack(list(losses.values())).sum().backward()
+    optimizer.step()
+    meter.update(batch.target, logits, losses, getattr(distiller, "monitor", {}))

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,11 +18,12 @@ from ..data import get_dataset
 from ..errors import ConfigError, RunError
 from ..files import save, write_atomically
 from ..seeding import epoch_generator, random_state, seed_everything, set_random_state
-from ..teacher import Weights, fetch_weights, find_weights, load_weights
-from .build import build_autocast, build_distiller, build_optimizer
+from ..teacher import TabledTeacher, Weights, fetch_weights, find_weights, load_weights
+from .build import build_autocast, build_distiller, build_optimizer, build_table, only_logits
 from .evaluation import fidelity, performance, predict
 from .events import Events, Progress
 from .folder import default_name, earlier_state, finished_record, plain
+from .graph import DeviceSteps
 from .loop import Meter, learning_rate, train_epoch
 from .record import environment, method_facts, peak_memory, summary, write_record
 
@@ -82,6 +84,22 @@ class Run:
             self.history = state["history"]
             set_random_state(state["random"])
             print(f"{folder}: going on after epoch {len(self.history)}")
+        self.table, self.tabled = None, None
+        takes_logits = not weights or only_logits(self.distiller, self.train_set)
+        if takes_logits and device.type == "cpu":
+            # A third faster there; methods that reshape feature maps want the other layout.
+            self.distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if weights and takes_logits and cfg.DISTILLER.TEACHER_TABLE != "off":
+            self.table = build_table(cfg, self.distiller, self.train_set)
+            self.tabled = TabledTeacher(self.distiller.teacher) if self.table else None
+        elif weights and cfg.DISTILLER.TEACHER_TABLE == "on":
+            raise ConfigError(
+                f"DISTILLER.TEACHER_TABLE: on, but {cfg.DISTILLER.TYPE} takes the teacher's "
+                f"features, which no table holds: expected auto or off"
+            )
+        steps = -(-len(self.train_set) // cfg.SOLVER.BATCH_SIZE)
+        self.meter = Meter(len(self.history) + 1, steps)
+        self.captured = self._capture() if device.type == "cuda" and cfg.SOLVER.CUDA_GRAPH else None
         self.logits_teacher = self._predict(self.distiller.teacher) if weights else None
         self.record: dict[str, Any] = {
             "name": folder.name,
@@ -98,17 +116,23 @@ class Run:
         }
 
     def go(self) -> dict[str, Any]:
+        """Train to the end; returns the record."""
+        for _ in self.advance():
+            pass
+        return self.record
+
+    def advance(self) -> Iterator[None]:
+        """The rest of the run, a step each time that the iterator is advanced."""
         cfg = self.cfg
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        steps = -(-len(self.train_set) // cfg.SOLVER.BATCH_SIZE)
         first = len(self.history) + 1
         events = Events(self.folder / "train.events", self.folder.name, cfg, self.history)
-        progress = Progress(steps, cfg.SOLVER.EPOCHS, first)
+        progress = Progress(self.meter.steps, cfg.SOLVER.EPOCHS, first)
         self._write_record("running")
         try:
             for epoch in range(first, cfg.SOLVER.EPOCHS + 1):
-                metrics = self._epoch(epoch, steps, progress)
+                metrics = yield from self._epoch(epoch, progress)
                 self._save([*self.history, metrics])
                 self.history.append(metrics)
                 self._write_record("running")
@@ -117,7 +141,7 @@ class Run:
             self._write_record("finished")
         except BaseException as error:
             kept = f"{self.folder} keeps the state after epoch {len(self.history)}"
-            stopped = isinstance(error, KeyboardInterrupt)
+            stopped = isinstance(error, (KeyboardInterrupt, GeneratorExit))
             with suppress(RunError):  # a full disk must not hide what happened first
                 self._write_record("interrupted" if stopped else "failed", error=str(error))
             if isinstance(error, RunError):
@@ -127,26 +151,23 @@ class Run:
             raise
         finally:
             events.close()
-        return self.record
 
-    def _epoch(self, epoch: int, steps: int, progress: Progress) -> dict[str, float]:
+    def _epoch(self, epoch: int, progress: Progress) -> Generator[None, None, dict[str, float]]:
         solver = self.cfg.SOLVER
         lr = learning_rate(epoch, solver.LR, solver.LR_DECAY_STAGES, solver.LR_DECAY_RATE)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        generator = epoch_generator(solver.SEED, epoch)
-        meter = Meter(epoch, steps)
-        progress.open(epoch)
         start = time.perf_counter()
-        train_epoch(
-            self.distiller,
-            self.optimizer,
-            self.train_set.epoch(solver.BATCH_SIZE, generator),
-            meter,
-            build_autocast(solver.AMP, self.device),
-            progress,
-        )
-        train_metrics = meter.read()
+        index, view = self.train_set.draw(epoch_generator(solver.SEED, epoch))
+        answers, hits = None, {}
+        if self.table:
+            before = self.table.hits
+            with progress.filling(len(index)) as bar:
+                answers = self.table.logits(index, view, bar.update)
+            hits["teacher_table_hits"] = 100 * (self.table.hits - before) / len(index)
+        progress.open(epoch)
+        for _ in self._steps(epoch, lr, index, view, answers):
+            progress(self.meter)
+            yield
+        train_metrics = self.meter.read()
         seconds = time.perf_counter() - start
         test_metrics = self._evaluate()
         return {
@@ -155,12 +176,59 @@ class Run:
             **self.distiller.schedule(epoch),
             **train_metrics,
             **{f"test_{key}": value for key, value in test_metrics.items()},
-            "images_per_s": meter.images / seconds,
+            **hits,
+            "images_per_s": self.meter.images / seconds,
             "seconds": time.perf_counter() - start,
         }
 
+    def _steps(
+        self,
+        epoch: int,
+        lr: float,
+        index: Tensor,
+        view: Tensor,
+        answers: Tensor | None,
+    ) -> Iterator[None]:
+        """An epoch's training steps, one each time that the iterator is advanced."""
+        if self.captured:
+            yield from self.captured.epoch(epoch, lr, index, view, answers)
+            return
+        solver = self.cfg.SOLVER
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.meter.start(epoch)
+        batches = self.train_set.batches(index, view, solver.BATCH_SIZE)
+        if self.tabled and answers is not None:
+            batches = self.tabled.follow(batches, answers.split(solver.BATCH_SIZE))
+        autocast = build_autocast(solver.AMP, self.device)
+        yield from train_epoch(self.distiller, self.optimizer, batches, self.meter, autocast)
+
+    def _capture(self) -> DeviceSteps | None:
+        """The step as a CUDA graph, or None for a method that does not allow it."""
+        solver, classes = self.cfg.SOLVER, self.table.shape[2] if self.table else 0
+        try:
+            return DeviceSteps(
+                self.distiller,
+                self.optimizer,
+                self.train_set,
+                solver.BATCH_SIZE,
+                self.meter,
+                build_autocast(solver.AMP, self.device),
+                self.tabled,
+                classes,
+            )
+        except Exception as error:  # whatever a method does that a capture forbids
+            reason = str(error).split("\n", 1)[0]
+            print(f"{self.cfg.DISTILLER.TYPE} runs without a CUDA graph: {reason}")
+            self.distiller.settings = None
+            return None
+
     def _predict(self, network: nn.Module) -> Tensor:
-        return predict(network, self.test_set, self.cfg.DATASET.TEST.BATCH_SIZE)
+        size = self.cfg.DATASET.TEST.BATCH_SIZE
+        # On a GPU small batches are all launching.
+        return predict(
+            network, self.test_set, max(size, 2500) if self.device.type == "cuda" else size
+        )
 
     def _evaluate(self) -> dict[str, float]:
         logits = self._predict(self.distiller.student)
@@ -209,6 +277,7 @@ class Run:
             **summary(self.history),
             "wall_seconds": sum(epoch["seconds"] for epoch in self.history),
             "peak_memory_bytes": peak_memory(self.device),
+            "teacher_table": self.table.facts() if self.table else None,
             "epochs": self.history,
         }
         write_record(self.folder / "record.json", self.record)

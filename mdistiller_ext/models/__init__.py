@@ -1,3 +1,3 @@
 """The student and teacher networks."""
 
-from .resnet import cifar_model_dict
+from .resnet import cifar_model_dict, folded

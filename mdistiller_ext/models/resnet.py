@@ -4,12 +4,15 @@ Differences from the paper, as in the toolkit: 1x1 convolutions with batch norm 
 changes shape, and convolutions initialised by fan-out.
 """
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
 
@@ -83,6 +86,30 @@ class ResNet(nn.Module):
         pooled = x.mean(dim=(2, 3))
         features = {"feats": feats, "preact_feats": preact_feats, "pooled_feat": pooled}
         return self.fc(pooled), features
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """A copy for inference with each batch norm folded into the convolution before it.
+
+    Of networks that are not a `ResNet`, a plain copy.
+    """
+    network = copy.deepcopy(network).eval()
+    if not isinstance(network, ResNet):
+        return network
+    for module in network.modules():
+        if isinstance(module, (ResNet, ResidualBlock)):
+            _fold(module, "conv1", "bn1")
+        if isinstance(module, ResidualBlock):
+            _fold(module, "conv2", "bn2")
+            if module.downsample is not None:
+                _fold(module.downsample, "0", "1")
+    return network
+
+
+def _fold(parent: nn.Module, conv: str, norm: str) -> None:
+    pair: Any = parent.get_submodule(conv), parent.get_submodule(norm)
+    setattr(parent, conv, fuse_conv_bn_eval(*pair))
+    setattr(parent, norm, nn.Identity())
 
 
 def _stage(in_channels: int, channels: int, stride: int, blocks: int) -> nn.ModuleList:

@@ -1,0 +1,136 @@
+"""A training step whose inputs all lie on the device, so that a CUDA graph can be one launch."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from ..data import ImageSet
+from ..distillers import Distiller
+from ..teacher import TabledTeacher
+from .loop import Meter, train_step
+
+WARM_UP = 3  # steps on a side stream before a capture, as torch.cuda.graph asks for
+
+
+class DeviceSteps:
+    """The steps of an epoch: gather, augment, forward, backward, SGD and the meter's sums.
+
+    The epoch's order, views and teacher logits, its learning rate and what `schedule` gives are
+    tensors that are filled before the epoch; a cursor on the device finds the batch. Nothing
+    else changes from step to step, so on a GPU each is one replay of a graph that was captured
+    once; on a CPU the same step runs as it is.
+
+    Args:
+        tabled: the teacher with its table, or None: the live teacher is part of the step.
+        classes: the number of the table's logits.
+
+    Raises:
+        Exception: whatever a method raises that cannot be captured; nothing was changed then.
+    """
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        optimizer: torch.optim.Optimizer,
+        data: ImageSet,
+        batch_size: int,
+        meter: Meter,
+        autocast: Callable[[], AbstractContextManager],
+        tabled: TabledTeacher | None,
+        classes: int,
+    ) -> None:
+        self.distiller, self.optimizer, self.data = distiller, optimizer, data
+        self.meter, self.autocast, self.tabled = meter, autocast, tabled
+        device = data.targets.device
+        self.sizes = [len(part) for part in torch.arange(len(data)).split(batch_size)]
+        self.index = torch.zeros(len(data), dtype=torch.int64, device=device)
+        self.view = torch.zeros_like(self.index)
+        self.answers = torch.zeros(len(data), classes, device=device)
+        self.cursor = torch.zeros((), dtype=torch.int64, device=device)
+        # In float64, so that the device computes with the very numbers of the host.
+        self.lr = torch.zeros((), dtype=torch.float32 if device.type == "cuda" else torch.float64)
+        self.lr = self.lr.to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr
+        self.settings = {
+            name: torch.tensor(float(value), dtype=torch.float64, device=device)
+            for name, value in distiller.schedule(1).items()
+        }
+        distiller.settings = self.settings
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        if device.type == "cuda":
+            self.capture()
+
+    def epoch(
+        self, epoch: int, lr: float, index: Tensor, view: Tensor, answers: Tensor | None
+    ) -> Iterator[None]:
+        """The steps of an epoch, one each time that the iterator is advanced.
+
+        Args:
+            index, view: the epoch's order and views, (N,).
+            answers: the teacher's logits in that order, (N, C), where there is a table.
+        """
+        self.distiller.train()
+        self.index.copy_(index)
+        self.view.copy_(view)
+        if answers is not None:
+            self.answers.copy_(answers)
+        self.cursor.zero_()
+        self.lr.fill_(lr)
+        for name, value in self.distiller.schedule(epoch).items():
+            self.settings[name].fill_(value)
+        self.meter.start(epoch)
+        for size in self.sizes:
+            if self.graphs:
+                self.graphs[size].replay()
+            else:
+                self.step(size)
+            self.meter.count(size)
+            yield
+
+    def step(self, size: int) -> None:
+        """The next `size` images of the epoch."""
+        place = self.cursor + torch.arange(size, device=self.cursor.device)
+        batch = self.data.batch(self.index[place], self.view[place])
+        if self.tabled:
+            self.tabled.image, self.tabled.rows = batch.image, self.answers[place]
+        # No epoch: a method that counts on it, rather than on its schedule, fails here and now
+        # instead of training every epoch as the one that was captured.
+        train_step(self.distiller, self.optimizer, batch, None, self.meter, self.autocast)
+        self.cursor += size
+
+    def capture(self) -> None:
+        """Capture a graph for each size of batch; weights and optimizer stay as they were."""
+        self.distiller.train()
+        kept = [tensor.clone() for tensor in self._state()]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(stream):
+                for size in WARM_UP * list(set(self.sizes)):
+                    self.cursor.zero_()
+                    self.step(size)
+            torch.cuda.current_stream().wait_stream(stream)
+        finally:
+            tensors = self._state()
+            for tensor, before in zip(tensors, kept, strict=False):
+                tensor.copy_(before)
+            for tensor in tensors[len(kept) :]:  # momentum, of which SGD begins with none
+                tensor.zero_()
+        self.cursor.zero_()
+        graphs = {}
+        for size in sorted(set(self.sizes), reverse=True):
+            graphs[size] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graphs[size]):
+                self.step(size)
+        self.graphs = graphs
+
+    def _state(self) -> list[Tensor]:
+        """What a step changes, the optimizer's buffers last."""
+        model = [*self.distiller.parameters(), *self.distiller.buffers()]
+        states = (self.optimizer.state[p] for g in self.optimizer.param_groups for p in g["params"])
+        momenta = (state.get("momentum_buffer") for state in states)
+        tensors = [tensor.detach() for tensor in model]
+        return [*tensors, *(momentum for momentum in momenta if momentum is not None)]

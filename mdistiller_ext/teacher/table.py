@@ -1,0 +1,354 @@
+"""The teacher table: a frozen network's logits for every view of every training image.
+
+The augmentation has a finite number of views, 162 for CIFAR-100, and a teacher does not change:
+what it answers is computed once and shared by all epochs, methods, students, seeds and processes.
+"""
+
+import copy
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from ..data import Batch, ImageSet
+from ..errors import RunError
+from ..files import write_atomically
+from ..models import folded
+
+FORMAT = 1
+DTYPES = {"float32": np.float32, "float16": np.float16}
+# A chunk has one size, so that an entry has the same bits whoever computes it and when.
+CHUNK = {"cpu": 128, "cuda": 2048}
+TOLERANCE = {"float32": 1e-3, "float16": 1e-2}  # relative to a sample's largest logit
+Progress = Callable[[int], Any]  # called with a number of entries that are ready
+
+
+class TeacherTable:
+    """Logits by (index, view), kept in a folder under `root` and computed where they are missing.
+
+    An entry is a row of the file `logits` and its checksum in the file `sums`. A row that does
+    not match its checksum counts as missing: so processes share a table without a lock, a crash
+    leaves nothing half written that is believed, and a flipped bit is computed again.
+
+    Attributes:
+        folder: `root` / the fingerprint of the network's weights, the images and their views.
+        hits, misses: entries asked for that were there, or had to be computed.
+        damaged: misses whose row did not match its checksum.
+        problem: why entries are no longer kept, or "".
+    """
+
+    def __init__(self, root: Path, network: nn.Module, data: ImageSet, dtype: str = "float32"):
+        """Open the table, or start an empty one; its files take disk space as they are filled.
+
+        Args:
+            network: in evaluation mode it answers alike every time; it is copied.
+            data: the training set; entries are computed on its device.
+
+        Raises:
+            RunError: the files are damaged, or a sample of the entries is not what the network
+                answers.
+        """
+        self.data, self.dtype = data, dtype
+        self.device = data.targets.device
+        self.network = folded(network).to(self.device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.hits = self.misses = self.damaged = 0
+        self.problem = ""
+        self.resident: Tensor | None = None
+        classes = self._compute(torch.zeros(1, dtype=torch.int64)).shape[1]
+        self.shape = (len(data), data.num_views, classes)
+        facts = {
+            "format": FORMAT,
+            "network": _digest(network.state_dict()),
+            "images": _digest({"padded": data.padded, "mean": data.mean, "std": data.std}),
+            "padding": data.padding,
+            "flips": data.flips,
+            "shape": list(self.shape),
+            "dtype": dtype,
+        }
+        text = json.dumps(facts, indent=1)
+        self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:20]
+        self.rows = len(data) * data.num_views
+        self._files = [
+            _File(self.folder / "logits", self.rows, np.dtype(DTYPES[dtype]), classes),
+            _File(self.folder / "sums", self.rows, np.dtype(np.uint32), 1),
+        ]
+        try:
+            self._create(text)
+            writable = [file.open() for file in self._files]
+        except OSError as error:
+            raise RunError(
+                f"teacher table {self.folder}: {error.strerror or error}; name another folder "
+                f"with DISTILLER.TEACHER_TABLE_ROOT, or set DISTILLER.TEACHER_TABLE off"
+            ) from error
+        if not all(writable):
+            self.problem = "the folder is read-only"
+        self._verify()
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the whole table on the disk, in bytes."""
+        return sum(file.nbytes for file in self._files)
+
+    @property
+    def filled(self) -> int:
+        """The number of entries that are there."""
+        return int(np.count_nonzero(self._files[1].content))
+
+    def facts(self) -> dict[str, Any]:
+        """For the record."""
+        return {
+            "folder": str(self.folder),
+            "dtype": self.dtype,
+            "bytes": self.nbytes,
+            "entries": self.rows,
+            "filled": self.filled,
+            "hits": self.hits,
+            "misses": self.misses,
+            "damaged": self.damaged,
+            "problem": self.problem,
+        }
+
+    def logits(self, index: Tensor, view: Tensor, progress: Progress | None = None) -> Tensor:
+        """The network's logits, (M, C), float32, of views (M,) of images (M,); on their device."""
+        position = index * self.shape[1] + view
+        if self.resident is None:
+            position = position.cpu()
+            rows, known = self._read(position.numpy())
+            found, present = torch.from_numpy(rows), torch.from_numpy(known)
+        else:
+            found, present = self.resident[position], self.present[position]
+        missing = (~present).nonzero().flatten()
+        self.hits += len(position) - len(missing)
+        self.misses += len(missing)
+        if progress:
+            progress(len(position) - len(missing))
+        for part in missing.split(CHUNK[self.device.type]) if len(missing) else ():
+            fresh = self._compute(position[part]).to(found)
+            self._keep(position[part], fresh)
+            found[part] = fresh
+            if progress:
+                progress(len(part))
+        return found.to(self.device, torch.float32)
+
+    def fill(self, progress: Progress | None = None, images: int = 64) -> None:
+        """Compute every entry that is missing; `images` is how many are looked at at once."""
+        views = torch.arange(self.shape[1], device=self.device)
+        for block in torch.arange(len(self.data), device=self.device).split(images):
+            index = block.repeat_interleave(len(views))
+            self.logits(index, views.repeat(len(block)), progress)
+
+    def hold(self) -> None:
+        """Keep the entries on the device as well, for a look-up without the host."""
+        kind = getattr(torch, self.dtype)
+        resident = torch.empty(self.rows, self.shape[2], dtype=kind, device=self.device)
+        self.present = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
+        there = np.flatnonzero(self._files[1].content)
+        for position in np.array_split(there, len(there) // 100_000 + 1):
+            rows, known = self._read(position)
+            places = torch.from_numpy(position[known]).to(self.device)
+            resident[places] = torch.from_numpy(rows[known]).to(self.device)
+            self.present[places] = True
+        self.resident = resident
+
+    def _compute(self, position: Tensor) -> Tensor:
+        count, chunk = len(position), CHUNK[self.device.type]
+        position = torch.cat([position, position[-1:].expand(chunk - count)]).to(self.device)
+        views = self.data.num_views
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            batch = self.data.batch(position // views, position % views)
+            return self.network(batch.image)[0][:count].float().clone()
+
+    def _keep(self, position: Tensor, fresh: Tensor) -> None:
+        if self.resident is not None:
+            self.resident[position], self.present[position] = fresh, True
+        if self.problem:
+            return
+        places, rows = position.cpu().numpy(), fresh.cpu().numpy()
+        try:
+            self._files[0].write(places, rows)
+            self._files[1].write(places, _checksum(rows, places)[:, None])
+        except OSError as error:
+            self.problem = f"cannot be written: {error.strerror}"
+            print(f"teacher table {self.folder}: {self.problem}; new entries are not kept")
+
+    def _read(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows, and whether each is there and whole."""
+        rows, sums = (file.content[position] for file in self._files)
+        whole = _checksum(rows, position) == sums[:, 0]
+        self.damaged += int(np.count_nonzero(~whole & (sums[:, 0] != 0)))
+        return rows, whole
+
+    def _create(self, text: str) -> None:
+        facts = self.folder / "table.json"
+        if facts.exists():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / "lock"):
+            if not facts.exists():
+                for file in self._files:
+                    file.create()
+                write_atomically(facts, lambda sink: sink.write(text.encode()))
+
+    def _verify(self, count: int = 32) -> None:
+        there = np.flatnonzero(self._files[1].content)
+        if not len(there):
+            return
+        some = np.random.default_rng().choice(there, min(count, len(there)), replace=False)
+        rows, whole = self._read(some)
+        self.damaged = 0
+        kept = torch.from_numpy(rows[whole].astype(np.float32))
+        if not len(kept):
+            return
+        fresh = self._compute(torch.from_numpy(some[whole])).cpu()
+        error = (kept - fresh).abs().amax(1) / fresh.abs().amax(1)
+        if error.max() > TOLERANCE[self.dtype]:
+            raise RunError(
+                f"teacher table {self.folder}: {int((error > TOLERANCE[self.dtype]).sum())} of "
+                f"{len(kept)} entries are not what the teacher answers (relative difference up to "
+                f"{error.max():.1e}): remove the folder"
+            )
+
+
+class _File:
+    """A fixed number of rows: read through a memory map, written so that a full disk is an error.
+
+    A write through the map would end the process there.
+    """
+
+    def __init__(self, path: Path, rows: int, dtype: np.dtype, columns: int) -> None:
+        self.path, self.shape, self.dtype = path, (rows, columns), dtype
+        self.row_bytes = columns * dtype.itemsize
+        self.nbytes = rows * self.row_bytes
+
+    def create(self) -> None:
+        with self.path.open("wb") as file:
+            file.truncate(self.nbytes)
+
+    def open(self) -> bool:
+        """Map the file; False when it cannot be written."""
+        size = self.path.stat().st_size
+        if size != self.nbytes:
+            raise RunError(
+                f"{self.path}: damaged: {size} bytes, expected {self.nbytes}; remove the folder"
+            )
+        self.content = np.asarray(np.memmap(self.path, self.dtype, "r", shape=self.shape))
+        return os.access(self.path, os.W_OK)
+
+    def write(self, position: np.ndarray, rows: np.ndarray) -> None:
+        order = position.argsort()
+        position, rows = position[order], np.ascontiguousarray(rows[order].astype(self.dtype))
+        ends = [*(np.flatnonzero(np.diff(position) != 1) + 1), len(position)]
+        with self.path.open("r+b", buffering=0) as file:
+            start = 0
+            for end in ends:  # rows that follow each other are one write
+                file.seek(int(position[start]) * self.row_bytes)
+                content = rows[start:end].tobytes()
+                if file.write(content) != len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                start = end
+
+
+class TabledTeacher:
+    """Lets a teacher answer for the batch of the moment from the table; nobody else notices.
+
+    It takes the place of the network's `forward`, so that state dict and modules stay. For any
+    other image, and for features, the network runs.
+
+    Attributes:
+        live_calls: how often the network ran after all.
+    """
+
+    def __init__(self, teacher: nn.Module) -> None:
+        self.live, self.live_calls = teacher.forward, 0
+        self.image: Tensor | None = None
+        teacher.forward = self  # type: ignore[method-assign, assignment]
+
+    def follow(self, batches: Iterable[Batch], logits: Iterable[Tensor]) -> Iterator[Batch]:
+        """The batches, with the logits of each ready while it is the batch of the moment."""
+        for batch, rows in zip(batches, logits, strict=True):
+            self.image, self.rows = batch.image, rows
+            yield batch
+        self.image = None
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, Mapping[str, Any]]:
+        if image is self.image:
+            return self.rows, _Features(partial(self._run, image))
+        return self._run(image)
+
+    def _run(self, image: Tensor) -> tuple[Tensor, Mapping[str, Any]]:
+        self.live_calls += 1
+        with torch.no_grad():
+            return self.live(image)
+
+
+class _Features(Mapping[str, Any]):
+    """A network's features, computed when someone asks for them."""
+
+    def __init__(self, run: Callable[[], tuple[Tensor, Mapping[str, Any]]]) -> None:
+        self.run = run
+        self.features: Mapping[str, Any] | None = None
+
+    def _computed(self) -> Mapping[str, Any]:
+        if self.features is None:
+            _, self.features = self.run()
+        return self.features
+
+    def __getitem__(self, name: str) -> Any:
+        return self._computed()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._computed())
+
+    def __len__(self) -> int:
+        return len(self._computed())
+
+
+def needs_only_logits(distiller: nn.Module, batch: Batch) -> bool:
+    """Whether a method takes nothing but the logits of its images from the teacher.
+
+    Found by a training step's forward of a copy.
+    """
+    trial = copy.deepcopy(distiller).train()
+    teacher = TabledTeacher(trial.teacher)  # type: ignore[arg-type]
+    devices = [batch.image.device] if batch.image.is_cuda else []
+    with torch.random.fork_rng(devices):
+        logits = trial.teacher(batch.image)[0].detach()  # type: ignore[operator]
+        teacher.live_calls = 0
+        for current in teacher.follow([batch], [logits]):
+            trial(image=current.image, target=current.target, index=current.index, epoch=1)
+    return teacher.live_calls == 0
+
+
+def default_root() -> Path:
+    """The cache folder: MDISTILLER_EXT_CACHE, or mdistiller_ext in the user's cache folder."""
+    own = os.environ.get("MDISTILLER_EXT_CACHE")
+    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(own) if own else Path(users) / "mdistiller_ext" / "teacher_tables"
+
+
+def _checksum(rows: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """(M,), uint32, never 0: a sum with odd weights, which any single changed bit changes."""
+    parts = np.ascontiguousarray(rows).view(np.uint16).astype(np.uint32)
+    weights = np.arange(parts.shape[1], dtype=np.uint32) * np.uint32(0x9E3779B2) + np.uint32(1)
+    sums = (parts * weights).sum(axis=1, dtype=np.uint32)
+    sums += position.astype(np.uint32) * np.uint32(0x85EBCA6B)  # a row in another's place
+    return np.where(sums == 0, np.uint32(1), sums)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        content = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {content.dtype} {tuple(content.shape)}".encode())
+        digest.update(content.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,93 @@
+"""The step that a GPU captures, run as it is on a CPU: the same numbers as the plain loop."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from conftest import CPU, ROOT
+
+from mdistiller_ext import cifar_model_dict, distiller_dict
+from mdistiller_ext.config import load_cfg
+from mdistiller_ext.data import ImageSet
+from mdistiller_ext.engine.build import build_optimizer
+from mdistiller_ext.engine.graph import DeviceSteps
+from mdistiller_ext.engine.loop import Meter, learning_rate, train_epoch
+from mdistiller_ext.seeding import epoch_generator
+from mdistiller_ext.teacher import TabledTeacher
+
+NAMES = ["KD", "DKD", "DKD_EAT", "DKD_DAT", "DKD_LP", "DKD_EAT_DAT_LP"]
+
+
+def parts(name, device=CPU):
+    """A method on tiny images whose schedules change every epoch, its optimizer and data."""
+    options = ["SOLVER.EPOCHS", "4", "SOLVER.LR_DECAY_STAGES", "[2]"]
+    node = {"DKD_EAT_DAT_LP": ["EAT.", "LP."], "DKD_EAT": [""], "DKD_LP": [""]}.get(name, [])
+    for part in node:
+        options += [f"{name}.{part}STEP_EPOCHS", "1"]
+    cfg = load_cfg(ROOT / "configs" / "digits" / f"{name.lower()}.yaml", options)
+    torch.manual_seed(0)
+    student, teacher = (cifar_model_dict["resnet8"][0](num_classes=10) for _ in range(2))
+    distiller = distiller_dict[name](student, teacher, cfg).to(device)
+    images = torch.randint(256, (22, 3, 8, 8), dtype=torch.uint8)
+    data = ImageSet.build(images, torch.arange(22) % 10, (0.5,) * 3, (0.25,) * 3, 1, False)
+    return cfg, distiller, build_optimizer(cfg, distiller), data.to(device)
+
+
+def train(name, on_device, with_table, device=CPU):
+    cfg, distiller, optimizer, data = parts(name, device)
+    meter = Meter(1, 3)
+    tabled = TabledTeacher(distiller.teacher) if with_table else None
+    if on_device:
+        classes = 10 if with_table else 0
+        steps = DeviceSteps(distiller, optimizer, data, 8, meter, nullcontext, tabled, classes)
+    history = []
+    for epoch in range(1, 5):
+        lr = learning_rate(epoch, cfg.SOLVER.LR, cfg.SOLVER.LR_DECAY_STAGES, 0.1)
+        index, view = data.draw(epoch_generator(0, epoch))
+        answers = torch.randn(22, 10, generator=epoch_generator(1, epoch)).to(device)
+        if on_device:
+            list(steps.epoch(epoch, lr, index, view, answers if tabled else None))
+        else:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            meter.start(epoch)
+            batches = data.batches(index, view, 8)
+            if tabled:
+                batches = tabled.follow(batches, answers.split(8))
+            list(train_epoch(distiller, optimizer, batches, meter, nullcontext))
+        history.append((meter.read(), meter.images, meter.step))
+    return history, distiller.state_dict(), tabled
+
+
+@pytest.mark.parametrize("with_table", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_device_steps_are_the_plain_loop(name, with_table):
+    (plain, weights, tabled), (device, others, on_device) = (
+        train(name, on_device, with_table) for on_device in (False, True)
+    )
+    assert plain == device and plain[0][1:] == (22, 3)
+    assert all(torch.equal(value, others[key]) for key, value in weights.items())
+    if with_table:
+        assert tabled.live_calls == on_device.live_calls == 0
+
+
+def test_a_method_that_counts_on_the_epoch_is_refused():
+    _, distiller, optimizer, data = parts("DKD")
+    distiller.scheduled = distiller.schedule  # what a method may do that ignores `settings`
+    steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, None, 0)
+    with pytest.raises(TypeError):
+        list(steps.epoch(1, 0.1, *data.draw(torch.Generator()), None))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("name", NAMES)
+def test_captured_steps_are_the_eager_ones(name):
+    """Over four epochs, in which every schedule moves: to rounding."""
+    device = torch.device("cuda")
+    (eager, weights, _), (captured, others, _) = (
+        train(name, on_device, True, device) for on_device in (False, True)
+    )
+    for before, after in zip(eager, captured, strict=True):
+        assert after[0] == pytest.approx(before[0], rel=1e-3)
+    for key, value in weights.items():
+        torch.testing.assert_close(others[key], value, rtol=1e-2, atol=1e-4)

@@ -1,0 +1,316 @@
+"""The teacher table: its entries are the teacher's answers, whatever happens to its files."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU, batches, networks
+from torch import nn
+
+from mdistiller_ext import cifar_model_dict, distiller_dict, get_cfg
+from mdistiller_ext.data import ImageSet, cifar100
+from mdistiller_ext.distillers import Distiller
+from mdistiller_ext.engine import train
+from mdistiller_ext.errors import ConfigError, RunError
+from mdistiller_ext.teacher import TabledTeacher, TeacherTable, needs_only_logits, table
+
+VIEWS = 18
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (20, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    return ImageSet.build(pixels, torch.arange(20) % 10, (0.5,) * 3, (0.25,) * 3, 1, flips=True)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    net = cifar_model_dict["resnet8"][0](num_classes=10)
+    net.train()(torch.randn(64, 3, 8, 8))  # so that its batch norms hold something to fold
+    return net.eval()
+
+
+def everything(data):
+    index = torch.arange(len(data)).repeat_interleave(VIEWS)
+    return index, torch.arange(VIEWS).repeat(len(data))
+
+
+def open_table(tmp_path, network, data, dtype="float32"):
+    return TeacherTable(tmp_path, network, data, dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 2e-3)])
+def test_every_entry_is_the_networks_answer(tmp_path, network, data, dtype, tolerance):
+    keys = everything(data)
+    with torch.no_grad():
+        expected = torch.cat([network(b.image)[0] for b in data.batches(*keys, 100)])
+    opened = open_table(tmp_path, network, data, dtype)
+    first, again = opened.logits(*keys), opened.logits(*keys)
+    assert (opened.misses, opened.hits) == (len(first), len(first))
+    torch.testing.assert_close(first, expected, rtol=0, atol=tolerance * expected.abs().max())
+    assert first.dtype == torch.float32 and torch.equal(first, again)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_an_entry_has_the_same_bits_whoever_computes_it(tmp_path, network, data, held):
+    index, view = everything(data)
+    whole = open_table(tmp_path / "a", network, data).logits(index, view)
+    order = torch.randperm(len(index))
+    opened = open_table(tmp_path / "b", network, data)
+    if held:
+        opened.hold()
+    parts = torch.cat([opened.logits(index[p], view[p]) for p in order.split(7)])
+    assert torch.equal(parts, whole[order])
+    other = open_table(tmp_path / "b", network, data)
+    if held:
+        other.hold()
+    assert torch.equal(other.logits(index, view), whole) and other.misses == 0
+
+
+def test_filling_goes_on_where_it_stopped(tmp_path, network, data):
+    def stop(count):
+        if opened.misses >= 10 * VIEWS:
+            raise KeyboardInterrupt
+
+    opened = open_table(tmp_path, network, data)
+    with pytest.raises(KeyboardInterrupt):
+        opened.fill(stop, images=5)
+    opened = open_table(tmp_path, network, data)
+    ready = []
+    opened.fill(ready.append, images=5)
+    assert 0 < opened.misses < opened.rows == opened.filled == sum(ready) == 20 * VIEWS
+    assert opened.hits + opened.misses == opened.rows
+
+
+def test_networks_data_and_types_have_their_own(tmp_path, network, data):
+    folders = {open_table(tmp_path, network, data).folder}
+    folders.add(open_table(tmp_path, network, data).folder)
+    assert len(folders) == 1
+    folders.add(open_table(tmp_path, network, data, "float16").folder)
+    with torch.no_grad():
+        network.fc.bias[3] += 1
+    folders.add(open_table(tmp_path, network, data).folder)
+    data.padded[7, 1, 4, 4] += 1
+    folders.add(open_table(tmp_path, network, data).folder)
+    assert len(folders) == 4
+
+
+@pytest.mark.parametrize("bit", [0, 13, 31])
+def test_a_flipped_bit_is_computed_again(tmp_path, network, data, bit):
+    keys = everything(data)
+    opened = open_table(tmp_path, network, data)
+    before = opened.logits(*keys)
+    content = np.memmap(opened.folder / "logits", np.uint32, "r+").reshape(-1, 10)
+    content[33, 4] ^= np.uint32(1 << bit)
+    content.flush()
+    assert torch.equal(opened.logits(*keys), before)
+    assert opened.damaged == 1 and opened.misses == opened.rows + 1
+    assert torch.equal(open_table(tmp_path, network, data).logits(*keys), before)
+
+
+def test_a_row_in_anothers_place_and_a_torn_one_are_missing(tmp_path, network, data):
+    opened = open_table(tmp_path, network, data)
+    opened.fill()
+    for name in ("logits", "sums"):
+        rows = np.memmap(opened.folder / name, np.uint32, "r+").reshape(opened.rows, -1)
+        rows[5] = rows[6]
+    logits = np.memmap(opened.folder / "logits", np.float32, "r+").reshape(opened.rows, -1)
+    logits[9, 5:] = logits[10, 5:]
+    opened.logits(*everything(data))
+    assert opened.damaged == 2
+
+
+def test_entries_that_the_teacher_would_not_answer_are_refused(tmp_path, network, data):
+    opened = open_table(tmp_path, network, data)
+    places = np.arange(opened.rows)
+    opened._keep(torch.from_numpy(places), torch.randn(opened.rows, 10))
+    with pytest.raises(RunError, match=r"entries are not what the teacher answers .* remove the"):
+        open_table(tmp_path, network, data)
+
+
+def test_a_truncated_file_is_named(tmp_path, network, data):
+    opened = open_table(tmp_path, network, data)
+    with (opened.folder / "logits").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(RunError, match=r"logits: damaged: 100 bytes, expected 14400; remove the"):
+        open_table(tmp_path, network, data)
+
+
+def test_a_full_disk_costs_the_keeping_and_nothing_else(
+    tmp_path, network, data, monkeypatch, capsys
+):
+    keys = everything(data)
+    whole = open_table(tmp_path / "a", network, data).logits(*keys)
+
+    def full(self, position, rows):
+        raise OSError(28, "No space left on device")
+
+    opened = open_table(tmp_path / "b", network, data)
+    monkeypatch.setattr(table._File, "write", full)
+    assert torch.equal(opened.logits(*keys), whole) and torch.equal(opened.logits(*keys), whole)
+    assert opened.hits == opened.filled == 0
+    assert capsys.readouterr().out.count("No space left on device; new entries are not kept") == 1
+
+
+def test_a_read_only_table_is_read(tmp_path, network, data, monkeypatch):
+    index, view = everything(data)
+    open_table(tmp_path, network, data).logits(index[:50], view[:50])
+    monkeypatch.setattr(table.os, "access", lambda path, mode: False)
+    opened = open_table(tmp_path, network, data)
+    opened.logits(index, view)
+    assert (opened.hits, opened.filled) == (50, 50) and opened.problem == "the folder is read-only"
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, network, data):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"Not a directory; name another .*TEACHER_TABLE_ROOT"):
+        open_table(tmp_path / "file", network, data)
+
+
+FILL = """
+import sys, torch
+from pathlib import Path
+from mdistiller_ext import cifar_model_dict
+from mdistiller_ext.data import digits
+from mdistiller_ext.teacher import TeacherTable
+torch.set_num_threads(1)
+torch.manual_seed(0)
+network = cifar_model_dict["resnet8"][0](num_classes=10)
+table = TeacherTable(Path(sys.argv[1]), network, digits.load()[0])
+table.fill()
+print(table.filled == table.rows, table.damaged)
+"""
+
+
+def test_processes_fill_one_table_together(tmp_path):
+    command = [sys.executable, "-c", FILL, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [p.communicate()[0].split()[0] for p in processes] == ["True"] * 3
+    (folder,) = tmp_path.iterdir()
+    assert sorted(f.name for f in folder.iterdir()) == ["lock", "logits", "sums", "table.json"]
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert again.stdout.split() == ["True", "0"]
+
+
+class Features(Distiller):
+    TYPE = "FEATURES"
+
+    def __init__(self, student, teacher, cfg):
+        super().__init__(student, teacher)
+        self.seen = []
+
+    def forward_train(self, *, image, target, **kwargs):
+        logits, features = self.student(image)
+        _, wanted = self.teacher(image)
+        self.seen.append(set(wanted))
+        return logits, {"loss": (features["pooled_feat"] - wanted["pooled_feat"]).pow(2).mean()}
+
+
+class OtherView(Distiller):
+    TYPE = "OTHER_VIEW"
+
+    def forward_train(self, *, image, target, **kwargs):
+        logits, answers = self.student(image)[0], self.teacher(image.flip(3))[0]
+        return logits, {"loss": (logits - answers).pow(2).mean()}
+
+
+def test_the_teacher_answers_from_the_table_for_the_batch_of_the_moment_only(network, data):
+    parts = list(data.plain(10))
+    with torch.no_grad():
+        live = [network(b.image) for b in parts]
+    keys = list(network.state_dict())
+    tabled = TabledTeacher(network)
+    answers = [torch.full((10, 10), float(n)) for n in range(2)]
+    for number, batch in enumerate(tabled.follow(parts, answers)):
+        logits, features = network(batch.image)
+        assert torch.equal(logits, answers[number]) and tabled.live_calls == 2 * number
+        assert torch.equal(network(batch.image.clone())[0], live[number][0])
+        assert torch.equal(features["pooled_feat"], live[number][1]["pooled_feat"])
+        assert set(features) == set(live[number][1]) and tabled.live_calls == 2 * number + 2
+    assert torch.equal(network(parts[1].image)[0], live[1][0])
+    assert list(network.state_dict()) == keys
+
+
+def test_what_a_method_takes_from_its_teacher_is_found_out(network, data):
+    few = data.batch(torch.arange(4), torch.zeros(4, dtype=torch.int64))
+    for name in ("KD", "DKD", "DKD_EAT_DAT_LP"):
+        distiller = distiller_dict[name](cifar_model_dict["resnet8"][0](), network, get_cfg())
+        before = {key: value.clone() for key, value in distiller.state_dict().items()}
+        random = torch.get_rng_state()
+        assert needs_only_logits(distiller, few)
+        assert all(torch.equal(v, before[k]) for k, v in distiller.state_dict().items())
+        assert torch.equal(torch.get_rng_state(), random)
+    for cls in (Features, OtherView):
+        distiller = cls(cifar_model_dict["resnet8"][0](), network, *[None] * (cls is Features))
+        assert not needs_only_logits(distiller, few)
+
+
+def test_a_method_with_features_trains_with_the_live_teacher(digits_cfg, monkeypatch):
+    monkeypatch.setitem(distiller_dict, "KD", Features)
+    record, _ = train(digits_cfg("kd", "SOLVER.EPOCHS", "1"), "auto", CPU)
+    assert record["status"] == "finished" and record["teacher_table"] is None
+    cfg = digits_cfg("kd", "SOLVER.EPOCHS", "1", "DISTILLER.TEACHER_TABLE", "on")
+    with pytest.raises(ConfigError, match=r"TEACHER_TABLE: on, but KD takes the teacher's feat"):
+        train(cfg, "on", CPU)
+
+
+@pytest.mark.parametrize("method", ["kd", "dkd_eat_dat_lp"])
+def test_a_run_with_the_table_is_the_run_without(digits_cfg, workdir, monkeypatch, method):
+    """To rounding: after one epoch; later, rounding grows as in any two runs."""
+    monkeypatch.setenv("MDISTILLER_EXT_CACHE", str(workdir / "cache"))
+    records = {}
+    for name, options in {
+        "off": ["DISTILLER.TEACHER_TABLE", "off"],
+        "cold": [],
+        "warm": [],
+        "half": ["DISTILLER.TEACHER_TABLE_DTYPE", "float16"],
+    }.items():
+        cfg = digits_cfg(method, "SOLVER.EPOCHS", "1", "SOLVER.SEED", "7", *options)
+        records[name], _ = train(cfg, name, CPU)
+    losses = {name: record["epochs"][0]["loss"] for name, record in records.items()}
+    assert losses["cold"] == losses["warm"] == pytest.approx(losses["off"], rel=1e-5)
+    assert losses["half"] == pytest.approx(losses["off"], rel=1e-2)
+    assert losses["half"] != losses["cold"]
+    hits = [records[name]["epochs"][0]["teacher_table_hits"] for name in ("cold", "warm")]
+    assert hits[0] < 100 == hits[1]
+    assert records["warm"]["teacher_table"]["misses"] == 0
+    assert Path(records["warm"]["teacher_table"]["folder"]).is_dir()
+
+
+@pytest.mark.parametrize("method", ["KD", "DKD", "DKD_EAT", "DKD_DAT", "DKD_LP"])
+def test_losses_on_real_images_are_those_of_the_live_teacher(shared, tmp_path, method):
+    """float32: relative 1e-6; float16: 2e-4."""
+    train_set, _ = cifar100.load(shared)
+    student, teacher = networks(shared)
+    parts = batches(shared, 3)
+    tables = {d: TeacherTable(tmp_path, teacher, train_set, d) for d in ("float32", "float16")}
+    distiller = distiller_dict[method](student, teacher, get_cfg()).train()
+    live = [distiller(image=b.image, target=b.target, epoch=41)[1]["loss_kd"] for b in parts]
+    tabled = TabledTeacher(teacher)
+    for dtype, tolerance in (("float32", 1e-6), ("float16", 2e-4)):
+        answers = [tables[dtype].logits(b.index, b.view) for b in parts]
+        for batch, expected in zip(tabled.follow(parts, answers), live, strict=True):
+            loss = distiller(image=batch.image, target=batch.target, epoch=41)[1]["loss_kd"]
+            torch.testing.assert_close(loss, expected, rtol=tolerance, atol=0)
+    assert tabled.live_calls == 0
+
+
+def test_folding_leaves_the_network_alone():
+    torch.manual_seed(0)
+    network = cifar_model_dict["resnet20"][0]()
+    network.train()(torch.randn(32, 3, 32, 32))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    folded = table.folded(network)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    image = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        for own, other in zip(
+            network.eval()(image)[1]["feats"], folded(image)[1]["feats"], strict=True
+        ):
+            torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
