@@ -11,7 +11,7 @@ from conftest import CPU, ROOT, untrained_teacher
 from tensorboardX.proto import event_pb2
 
 from mdistiller_ext.config import load_cfg
-from mdistiller_ext.engine import default_name, run, train
+from mdistiller_ext.engine import default_name, run, train, train_many
 from mdistiller_ext.engine.loop import learning_rate
 from mdistiller_ext.errors import ConfigError, RunError
 
@@ -163,6 +163,28 @@ def test_resume_of_a_finished_run_changes_nothing(digits_cfg):
     again, _ = train(cfg, "r", CPU, resume=True)
     assert again == record
     assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_many_runs_at_once_are_the_runs_alone(digits_cfg, workdir, monkeypatch):
+    """Each with its own record; one that fails and one that is finished stop no other."""
+    jobs = [
+        (digits_cfg(method, "SOLVER.SEED", str(seed)), f"{method}-{seed}")
+        for method, seed in (
+            ("dkd_eat_dat_lp", 0),
+            ("dkd_eat_dat_lp", 1),
+            ("kd", 0),
+            ("vanilla", 0),
+        )
+    ]
+    alone = [train(cfg, f"{name}-alone", CPU)[1] for cfg, name in jobs]
+    train(*jobs[3], CPU)
+    broken = digits_cfg("dkd", "SOLVER.LR", "1e30"), "broken"
+    records = train_many([broken, *jobs], CPU, resume=True)
+    assert "the loss is not finite in epoch" in str(records[0])
+    for record, (_, name), folder in zip(records[1:], jobs, alone, strict=True):
+        assert record["status"] == "finished" and record["name"] == name
+        assert_same_run(folder.parent / name, folder)
+    assert not list(workdir.rglob("*.part"))
 
 
 def test_resume_where_nothing_is_starts(digits_cfg):

@@ -3,4 +3,4 @@
 from .build import pick_device
 from .evaluation import fidelity, performance, predict
 from .folder import default_name
-from .run import teacher_weights, train
+from .run import teacher_weights, train, train_many

@@ -58,25 +58,33 @@ class Events:
 
 
 class Progress:
-    """A live bar for the epoch, with the time left for the run; nothing where no one looks."""
+    """A live bar for the epoch, with the time left for the run; nothing where no one looks.
+
+    Without `show` there is no bar: reading the meter would make one run of several wait.
+    """
 
     REFRESH = 0.5  # seconds between two readings of the device
 
-    def __init__(self, steps: int, epochs: int, first_epoch: int) -> None:
-        self.steps, self.epochs, self.first = steps, epochs, first_epoch
+    def __init__(self, steps: int, epochs: int, first_epoch: int, show: bool) -> None:
+        self.steps, self.epochs, self.first, self.show = steps, epochs, first_epoch, show
         self.start = self.read_at = time.perf_counter()
         self.bar: tqdm | None = None
 
     def filling(self, total: int) -> tqdm:
         """A bar for the teacher's answers of an epoch."""
-        return tqdm(total=total, desc="teacher", disable=not sys.stderr.isatty(), leave=False)
+        return tqdm(
+            total=total,
+            desc="teacher",
+            disable=not (self.show and sys.stderr.isatty()),
+            leave=False,
+        )
 
     def open(self, epoch: int) -> None:
         self.epoch_start = time.perf_counter()
         self.bar = tqdm(
             total=self.steps,
             desc=f"epoch {epoch}/{self.epochs}",
-            disable=not sys.stderr.isatty(),
+            disable=not (self.show and sys.stderr.isatty()),
             leave=False,
             dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}% |{bar}| {remaining} left{postfix}",
@@ -85,6 +93,8 @@ class Progress:
     def __call__(self, meter: Meter) -> None:
         assert self.bar is not None
         now = time.perf_counter()
+        if not self.show:
+            return
         if now - self.read_at < self.REFRESH and meter.step < self.steps:
             return
         self.read_at = now

@@ -2,8 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Generator, Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,19 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ..config import load_cfg
-from ..data import get_dataset
+from ..data import ImageSet, get_dataset
+from ..distillers import Distiller
 from ..errors import ConfigError, RunError
 from ..files import save, write_atomically
 from ..seeding import epoch_generator, random_state, seed_everything, set_random_state
-from ..teacher import TabledTeacher, Weights, fetch_weights, find_weights, load_weights
+from ..teacher import (
+    TabledTeacher,
+    TeacherTable,
+    Weights,
+    fetch_weights,
+    find_weights,
+    load_weights,
+)
 from .build import build_autocast, build_distiller, build_optimizer, build_table, only_logits
 from .evaluation import fidelity, performance, predict
 from .events import Events, Progress
@@ -42,23 +50,100 @@ def train(
         RunError: another process works in the folder, data or weights are not to be had, or the
             loss became non-finite. What was saved stays as it is.
     """
+    with opened(cfg, name, Common(device), resume=resume) as run:
+        return run.record if run.finished else run.go(), run.folder
+
+
+def train_many(
+    jobs: Sequence[tuple[CfgNode, str]], device: torch.device, *, resume: bool = False
+) -> list[dict[str, Any] | Exception]:
+    """Train several runs at once in this process, a step each in turn.
+
+    Each is the run that `train` would make of it, with its own folder, as long as its method
+    draws nothing from the global random generators. Data and teacher tables are shared. On a GPU
+    each run has a stream of its own, so that small networks fill the device together.
+
+    Args:
+        jobs: (config, name) of each run.
+
+    Returns:
+        Their records, in order; the exception of one that failed, which stops no other.
+    """
+    common = Common(device)
+    results: dict[int, dict[str, Any] | Exception] = {}
+    with ExitStack() as stack:
+        live = {}
+        for number, (cfg, name) in enumerate(jobs):
+            stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+            try:
+                with torch.cuda.stream(stream):
+                    job = opened(cfg, name, common, resume=resume, alone=False)
+                    run = stack.enter_context(job)
+                results[number] = run.record
+                if not run.finished:
+                    live[number] = run.advance(), stream
+            except Exception as error:
+                results[number] = error
+        while live:
+            for number, (steps, stream) in list(live.items()):
+                try:
+                    with torch.cuda.stream(stream):
+                        next(steps)
+                except StopIteration:
+                    del live[number]
+                except Exception as error:
+                    results[number] = error
+                    del live[number]
+    return [results[number] for number in range(len(jobs))]
+
+
+class Common:
+    """What the runs of one process share: the data on the device, and the teacher tables."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.sets: dict[tuple[str, str], tuple[ImageSet, ImageSet]] = {}
+        self.tables: dict[tuple[str, ...], TeacherTable | None] = {}
+
+    def data(self, cfg: CfgNode) -> tuple[ImageSet, ImageSet]:
+        """(train, test), on the device."""
+        key = cfg.DATASET.TYPE, cfg.DATASET.ROOT
+        if key not in self.sets:
+            train_set, test_set = get_dataset(cfg)
+            self.sets[key] = train_set.to(self.device), test_set.to(self.device)
+        return self.sets[key]
+
+    def table(
+        self, cfg: CfgNode, distiller: Distiller, weights: Weights, data: ImageSet
+    ) -> TeacherTable | None:
+        node = cfg.DISTILLER
+        where = (cfg.DATASET.TYPE, cfg.DATASET.ROOT, node.TEACHER_TABLE_ROOT)
+        key = (weights.sha256, node.TEACHER, node.TEACHER_TABLE, node.TEACHER_TABLE_DTYPE, *where)
+        if key not in self.tables:
+            self.tables[key] = build_table(cfg, distiller, data)
+        return self.tables[key]
+
+
+@contextmanager
+def opened(
+    cfg: CfgNode, name: str, common: Common, *, resume: bool, alone: bool = True
+) -> Iterator["Run"]:
+    """A run, new or as it was left, while its folder is locked."""
     folder = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / "lock", timeout=0):
-            state = earlier_state(cfg, folder, resume)
-            weights = None if cfg.DISTILLER.TYPE == "NONE" else teacher_weights(cfg, device)
-            if state and weights and state["teacher_sha256"] != weights.sha256:
-                raise ConfigError(
-                    f"{weights.file}: not the teacher that {folder} was trained with "
-                    f"(sha256 {weights.sha256}, expected {state['teacher_sha256']})"
-                )
-            if state and (record := finished_record(folder)):
-                print(f"{folder}: finished already")
-                return record, folder
-            return Run(cfg, folder, device, weights, state).go(), folder
+        lock = FileLock(folder / "lock", timeout=0).acquire()
     except Timeout:
         raise RunError(f"{folder} is in use by another process") from None
+    with lock:
+        state = earlier_state(cfg, folder, resume)
+        weights = None if cfg.DISTILLER.TYPE == "NONE" else teacher_weights(cfg, common.device)
+        if state and weights and state["teacher_sha256"] != weights.sha256:
+            raise ConfigError(
+                f"{weights.file}: not the teacher that {folder} was trained with "
+                f"(sha256 {weights.sha256}, expected {state['teacher_sha256']})"
+            )
+        yield Run(cfg, folder, common, weights, state, alone)
 
 
 class Run:
@@ -68,13 +153,21 @@ class Run:
         self,
         cfg: CfgNode,
         folder: Path,
-        device: torch.device,
+        common: Common,
         weights: Weights | None,
         state: dict[str, Any] | None,
+        alone: bool,
     ) -> None:
-        self.cfg, self.folder, self.device, self.weights = cfg, folder, device, weights
+        self.cfg, self.folder, self.weights, self.alone = cfg, folder, weights, alone
+        self.device = device = common.device
         self.history: list[dict[str, float]] = []
-        self.train_set, self.test_set = (part.to(device) for part in get_dataset(cfg))
+        earlier = finished_record(folder) if state else None
+        self.finished = earlier is not None
+        if earlier:
+            print(f"{folder}: finished already")
+            self.record: dict[str, Any] = earlier
+            return
+        self.train_set, self.test_set = common.data(cfg)
         seed_everything(cfg.SOLVER.SEED)
         self.distiller = build_distiller(cfg, weights, self.train_set.targets).to(device)
         self.optimizer = build_optimizer(cfg, self.distiller)
@@ -90,18 +183,19 @@ class Run:
             # A third faster there; methods that reshape feature maps want the other layout.
             self.distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if weights and takes_logits and cfg.DISTILLER.TEACHER_TABLE != "off":
-            self.table = build_table(cfg, self.distiller, self.train_set)
+            self.table = common.table(cfg, self.distiller, weights, self.train_set)
             self.tabled = TabledTeacher(self.distiller.teacher) if self.table else None
         elif weights and cfg.DISTILLER.TEACHER_TABLE == "on":
             raise ConfigError(
                 f"DISTILLER.TEACHER_TABLE: on, but {cfg.DISTILLER.TYPE} takes the teacher's "
                 f"features, which no table holds: expected auto or off"
             )
+        self.random = random_state()  # beside other runs, what these draw is not this run's
         steps = -(-len(self.train_set) // cfg.SOLVER.BATCH_SIZE)
         self.meter = Meter(len(self.history) + 1, steps)
         self.captured = self._capture() if device.type == "cuda" and cfg.SOLVER.CUDA_GRAPH else None
         self.logits_teacher = self._predict(self.distiller.teacher) if weights else None
-        self.record: dict[str, Any] = {
+        self.record = {
             "name": folder.name,
             "status": "running",
             "seed": cfg.SOLVER.SEED,
@@ -128,7 +222,7 @@ class Run:
             torch.cuda.reset_peak_memory_stats(self.device)
         first = len(self.history) + 1
         events = Events(self.folder / "train.events", self.folder.name, cfg, self.history)
-        progress = Progress(self.meter.steps, cfg.SOLVER.EPOCHS, first)
+        progress = Progress(self.meter.steps, cfg.SOLVER.EPOCHS, first, self.alone)
         self._write_record("running")
         try:
             for epoch in range(first, cfg.SOLVER.EPOCHS + 1):
@@ -258,7 +352,7 @@ class Run:
             "epoch": epoch,
             "model": self.distiller.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": random_state(),
+            "random": random_state() if self.alone else self.random,
             "history": history,
             "config": plain(self.cfg),
             "teacher_sha256": self.weights.sha256 if self.weights else None,
