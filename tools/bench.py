@@ -1,79 +1,380 @@
-"""What the engine adds to a training step: its time against the sum of the step's parts.
+"""How fast the same experiment runs: a ladder from the toolkit's own loop to ours.
 
-    python tools/bench.py [--teacher resnet56] [--student resnet8] [--device cpu]
+    python tools/bench.py [--student resnet8] [--teacher resnet110] [--root DATA] [--json FILE]
+    python tools/bench.py --grow
 
-The parts are the teacher's forward, the student's forward and backward with the method's losses,
-and the optimizer's step, each timed alone. Weights and images are random: they do not change the
-time. Parts and engine take turns, and each figure is the median over the rounds.
+Each rung takes turns with the first one; its figures are medians over the rounds, its ratio is
+to the first rung in the same round. Weights are random: they do not change the time. The first
+rung is mdistiller's BaseTrainer and loader where it is installed or MDISTILLER_ROOT names a
+checkout, else a plain loop of the same kind.
 """
 
 import argparse
+import json
+import multiprocessing
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from itertools import islice
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+from torchvision.transforms.functional import to_pil_image
+from yacs.config import CfgNode
 
 from mdistiller_ext import cifar_model_dict, distiller_dict, get_cfg
 from mdistiller_ext.command import run_tool
 from mdistiller_ext.data import ImageSet, cifar100
 from mdistiller_ext.engine import pick_device
-from mdistiller_ext.engine.build import build_optimizer
+from mdistiller_ext.engine.build import build_autocast, build_optimizer
+from mdistiller_ext.engine.graph import DeviceSteps
 from mdistiller_ext.engine.loop import Meter, train_epoch
+from mdistiller_ext.errors import ConfigError
+from mdistiller_ext.files import write_atomically
+from mdistiller_ext.teacher import TabledTeacher, TeacherTable
+from mdistiller_ext.toolkit.baseline import toolkit_steps
+from mdistiller_ext.toolkit.compat import mend
+from mdistiller_ext.toolkit.locate import find_toolkit
+
+WORKERS = (0, 1, 2, 4)
+Work = Callable[[int], None]  # trains that many steps
 
 
 def main(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
-    cfg = get_cfg()
-    networks = (cifar_model_dict[n][0](num_classes=100) for n in (args.student, args.teacher))
-    distiller = distiller_dict[args.method](*networks, cfg).to(device).train()
-    optimizer = build_optimizer(cfg, distiller)
-    images = torch.randint(256, (args.batch * args.steps, 3, 32, 32), dtype=torch.uint8)
-    targets = torch.randint(100, (len(images),))
-    data = ImageSet.build(images, targets, cifar100.MEAN, cifar100.STD, 4, True).to(device)
-    batch = next(data.epoch(args.batch, torch.Generator()))
-    with torch.no_grad():
-        answers = distiller.teacher(batch.image)
-
-    def teacher() -> None:
-        with torch.no_grad():
-            distiller.teacher(batch.image)
-
-    def student() -> None:
-        live, distiller.teacher.forward = distiller.teacher.forward, lambda image: answers
-        _, losses = distiller(image=batch.image, target=batch.target, epoch=1)
-        sum(losses.values()).backward()
-        distiller.teacher.forward = live
-
-    def epoch() -> None:
-        batches = islice(data.epoch(args.batch, torch.Generator()), args.steps)
-        meter = Meter(1, args.steps)
-        train_epoch(distiller, optimizer, batches, meter, nullcontext, lambda meter: None)
-        meter.read()
-
-    def per_step(work: Callable[[], None], repeats: int) -> float:
-        start = time.perf_counter()
-        for _ in range(repeats):
-            work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return 1e3 * (time.perf_counter() - start) / args.steps
-
-    rounds = []
-    for _ in range(args.rounds + 1):  # the first one warms up
-        parts = [per_step(work, args.steps) for work in (teacher, student, optimizer.step)]
-        rounds.append([*parts, sum(parts), per_step(epoch, 1)])
-    names = ["teacher forward", "student forward and backward", "optimizer step"]
-    for column, name in enumerate([*names, "sum of the parts", "engine"]):
-        print(f"{name:<30} {statistics.median(row[column] for row in rounds[1:]):8.2f} ms")
-    added = statistics.median(engine / parts - 1 for *_, parts, engine in rounds[1:])
+    bench = Bench(args, device)
+    if args.grow:
+        bench.grow()
+        return
+    first_name, first = bench.first()
+    rungs = {
+        "our engine, live teacher": bench.engine(table=None),
+        "teacher table, cold": bench.engine(table="cold"),
+        "teacher table, warm": bench.engine(table="warm"),
+        "every exact acceleration": bench.exact(1),
+        "and bf16": bench.exact(1, "bf16"),
+        f"{args.runs} runs at once, per run": bench.exact(args.runs),
+    }
     print(
-        f"the engine adds {100 * added:+.1f} % ({args.method}, {args.teacher} -> {args.student}, "
-        f"batch {args.batch}, {device}, torch {torch.__version__}, median of {args.rounds} rounds "
-        f"of {args.steps} steps)"
+        f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"{args.teacher} -> {args.student}, {args.method}, batch {args.batch}"
     )
+    found = {name: ([], []) for name in [first_name, *rungs]}
+    for number in range(args.rounds + 1):  # the first round warms up
+        for name, work in rungs.items():
+            base = first.rate(args.steps)
+            rate = bench.rate(work)
+            if number:
+                for key, value, ratio in ((first_name, base, 1.0), (name, rate, rate / base)):
+                    found[key][0].append(value)
+                    found[key][1].append(ratio)
+    rows = [
+        {"name": name, "images_per_s": statistics.median(r), "ratio": statistics.median(ratios)}
+        for name, (r, ratios) in found.items()
+    ]
+    for letter, row in zip("abcdefg", rows, strict=True):
+        print(
+            f"({letter}) {row['name']:<42} {row['images_per_s']:>10,.0f} images/s  "
+            f"{row['ratio']:>6.2f} x"
+        )
+    first.end()
+    floor = bench.floor()
+    print(
+        f"floor of the student's step: {floor:,.0f} images/s; (e) is at "
+        f"{100 * rows[4]['images_per_s'] / floor:.0f} %, (g) at "
+        f"{100 * rows[6]['images_per_s'] / floor:.0f} % of it"
+    )
+    if args.json:
+        content = {
+            "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "teacher": args.teacher,
+            "student": args.student,
+            "batch": args.batch,
+            "rounds": args.rounds,
+            "rungs": rows,
+            "floor_images_per_s": floor,
+        }
+        write_atomically(args.json, lambda sink: sink.write(json.dumps(content, indent=1).encode()))
+
+
+class Bench:
+    """The parts that the rungs share: data, networks, and how a rung is timed."""
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        self.args, self.device = args, device
+        images, targets = read_images(args.root)
+        data = ImageSet.build(images, targets, cifar100.MEAN, cifar100.STD, padding=4, flips=True)
+        self.data = data.to(device)
+        self.folder = tempfile.TemporaryDirectory()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def rate(self, work: Work) -> float:
+        """Images/s."""
+        self.wait()
+        start = time.perf_counter()
+        work(self.args.steps)
+        self.wait()
+        return self.args.steps * self.args.batch / (time.perf_counter() - start)
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def networks(self) -> tuple[nn.Module, nn.Module]:
+        torch.manual_seed(0)
+        names = self.args.student, self.args.teacher
+        student, teacher = (cifar_model_dict[n][0](num_classes=100).to(self.device) for n in names)
+        return student, teacher
+
+    def first(self) -> tuple[str, "Elsewhere"]:
+        """The toolkit's loop at its best number of workers."""
+        loops = [Elsewhere(self.args, workers) for workers in WORKERS]
+        for loop in loops:
+            loop.rate(3)
+        best = max(loops, key=lambda loop: loop.rate(self.args.steps))
+        for loop in loops:
+            if loop is not best:
+                loop.end()
+        return f"{best.name}, {best.workers} workers", best
+
+    def engine(self, table: str | None) -> Work:
+        """Our eager loop, with the networks in the usual layout."""
+        cfg, args = get_cfg(), self.args
+        distiller = distiller_dict[args.method](*self.networks(), cfg)
+        optimizer = build_optimizer(cfg, distiller)
+        kept, tabled = None, None
+        if table:
+            kept = TeacherTable(Path(self.folder.name), distiller.teacher, self.data)
+            tabled = TabledTeacher(distiller.teacher)
+        keys = self.keys(args.steps)
+
+        def work(steps: int) -> None:
+            index, view = self.keys(steps) if table != "warm" else keys
+            batches = self.data.batches(index, view, args.batch)
+            if kept and tabled:
+                answers = kept.logits(index, view)
+                batches = tabled.follow(batches, answers.split(args.batch))
+            meter = Meter(1, steps)
+            for _ in train_epoch(distiller, optimizer, batches, meter, nullcontext):
+                pass
+            meter.read()
+
+        return work
+
+    def exact(self, runs: int, amp: str = "none") -> Work:
+        """What tools/train.py does: the table full, on a CPU channels-last, on a GPU a graph."""
+        epochs = [self.run(get_cfg(), amp) for _ in range(runs)]
+
+        def work(steps: int) -> None:
+            for _ in range(-(-steps // runs)):
+                for stream, run in epochs:
+                    with torch.cuda.stream(stream):
+                        next(run)
+
+        return work
+
+    def run(self, cfg: CfgNode, amp: str) -> tuple[torch.cuda.Stream | None, Iterator[None]]:
+        """A run's stream, and its steps without end."""
+        args, cuda = self.args, self.device.type == "cuda"
+        distiller = distiller_dict[args.method](*self.networks(), cfg)
+        if not cuda:
+            distiller.to(memory_format=torch.channels_last)
+        optimizer = build_optimizer(cfg, distiller)
+        tabled = TabledTeacher(distiller.teacher)
+        autocast = build_autocast(amp, self.device)
+        answers = torch.randn(len(self.data), 100, device=self.device)
+        meter = Meter(1, -(-len(self.data) // args.batch))
+        stream = torch.cuda.Stream(self.device) if cuda else None
+
+        def eager() -> Iterator[None]:
+            while True:
+                meter.start(1)
+                batches = self.data.epoch(args.batch, self.generator)
+                batches = tabled.follow(batches, answers.split(args.batch))
+                yield from train_epoch(distiller, optimizer, batches, meter, autocast)
+
+        def captured() -> Iterator[None]:
+            steps = DeviceSteps(
+                distiller, optimizer, self.data, args.batch, meter, autocast, tabled, 100
+            )
+            while True:
+                yield from steps.epoch(1, 0.05, *self.data.draw(self.generator), answers)
+
+        with torch.cuda.stream(stream):
+            steps = captured() if cuda else eager()
+            next(steps)
+        return stream, steps
+
+    def keys(self, steps: int) -> tuple[Tensor, Tensor]:
+        """(index, view) of images and views drawn anew."""
+        index, view = self.data.draw(self.generator)
+        count = steps * self.args.batch
+        return index[:count], view[:count]
+
+    def floor(self) -> float:
+        """Images/s if the student's step were all arithmetic, or all reading and writing."""
+        student, _ = self.networks()
+        image = torch.randn(self.args.batch, 3, 32, 32, device=self.device)
+        sizes: list[int] = []
+        for module in student.modules():
+            if not list(module.children()):
+                module.register_forward_hook(lambda m, i, out: sizes.append(out.numel()))
+        with FlopCounterMode(display=False) as counter:
+            student(image)[0].sum().backward()
+        flops, numbers = counter.get_total_flops(), sum(sizes)
+        # Each output is written and read; so is, in the backward pass, its gradient, and the
+        # output is read once more. The copies are as large as the largest of them.
+        side = 2048 if self.device.type == "cpu" else 8192
+        matrix = torch.ones(side, side, device=self.device)
+        to, source = torch.ones(2, max(sizes), device=self.device)
+        speed = self.best(2 * side**3, lambda: torch.mm(matrix, matrix))
+        bandwidth = self.best(8 * max(sizes), lambda: to.copy_(source))
+        seconds = flops / speed, 5 * 4 * numbers / bandwidth
+        print(
+            f"the student's step: {flops / 1e9:.2f} GFLOP at {speed / 1e9:,.0f} GFLOP/s measured, "
+            f"{20 * numbers / 1e6:,.0f} MB at {bandwidth / 1e9:,.0f} GB/s measured"
+        )
+        return self.args.batch / max(seconds)
+
+    def best(self, amount: float, work: Callable[[], object]) -> float:
+        """The highest of ten rates, in `amount` of a piece of work a second."""
+        seconds = []
+        for _ in range(10):
+            self.wait()
+            start = time.perf_counter()
+            for _ in range(10):
+                work()
+            self.wait()
+            seconds.append((time.perf_counter() - start) / 10)
+        return amount / min(seconds)
+
+    def grow(self) -> None:
+        """Images/s against the batch size and the number of runs, as Markdown tables."""
+        print(f"{self.args.student}, {self.device}, torch {torch.__version__}\n")
+        for title, values, name in (
+            ("batch size, one run", (32, 64, 128, 256, 512, 1024), "batch"),
+            ("runs at once, batch 64", (1, 2, 4, 8, 16, 32, 64), "runs"),
+        ):
+            print(f"| {title} | images/s |\n|---|---|")
+            for value in values:
+                self.args.batch = value if name == "batch" else 64
+                work = self.exact(value if name == "runs" else 1)
+                work(3)
+                rates = [self.rate(work) for _ in range(self.args.rounds)]
+                print(f"| {value} | {statistics.median(rates):,.0f} |", flush=True)
+            print()
+
+
+class Elsewhere:
+    """The first rung, in a process of its own: what speeds ours up must not help it."""
+
+    def __init__(self, args: argparse.Namespace, workers: int) -> None:
+        self.workers = workers
+        context = multiprocessing.get_context("spawn")
+        self.here, there = context.Pipe()
+        self.process = context.Process(target=serve, args=(there, args, workers))
+        self.process.start()
+        self.name = self.here.recv()
+
+    def rate(self, steps: int) -> float:
+        """Images/s."""
+        self.here.send(steps)
+        return self.here.recv()
+
+    def end(self) -> None:
+        self.here.send(None)
+        self.process.join()
+
+
+def serve(pipe: Connection, args: argparse.Namespace, workers: int) -> None:
+    warnings.simplefilter("ignore")  # the toolkit's, on a recent PyTorch
+    images, targets = read_images(args.root)
+    try:
+        find_toolkit()
+        mend()
+        name, loop = "mdistiller's BaseTrainer", toolkit_steps
+    except ConfigError:
+        name, loop = "a plain loop", plain_steps
+    networks = args.method, args.teacher, args.student
+    advance = loop(*networks, images, targets, args.batch, workers)
+    pipe.send(name)
+    while steps := pipe.recv():
+        start = time.perf_counter()
+        for _ in range(steps):
+            next(advance)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        pipe.send(steps * args.batch / (time.perf_counter() - start))
+    advance.close()
+
+
+def read_images(root: Path | None) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 32, 32), uint8, and labels (N,): the real training set, or random ones."""
+    if root:
+        return cifar100.read_binary(root / "cifar-100-binary" / "train.bin")
+    return torch.randint(256, (50_000, 3, 32, 32), dtype=torch.uint8), torch.arange(50_000) % 100
+
+
+def plain_steps(
+    method: str,
+    teacher: str,
+    student: str,
+    images: Tensor,
+    targets: Tensor,
+    batch_size: int,
+    workers: int,
+) -> Iterator[None]:
+    """The loop that a toolkit has: PIL transforms, a loader, a live teacher, a sync each step."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cfg = get_cfg()
+    networks = (cifar_model_dict[name][0](num_classes=100) for name in (student, teacher))
+    distiller = distiller_dict[method](*networks, cfg).to(device).train()
+    optimizer = build_optimizer(cfg, distiller)
+    loader = DataLoader(
+        Augmented(images, targets), batch_size=batch_size, shuffle=True, num_workers=workers
+    )
+    while True:
+        for image, target in loader:
+            image, target = image.to(device), target.to(device)
+            logits, losses = distiller(image=image, target=target, epoch=1)
+            optimizer.zero_grad()
+            loss = sum(losses.values())
+            loss.backward()
+            optimizer.step()
+            loss.item()
+            (logits.argmax(1) == target).float().mean().item()
+            yield
+
+
+class Augmented(Dataset):
+    """CIFAR images through torchvision's transforms."""
+
+    def __init__(self, images: Tensor, targets: Tensor) -> None:
+        self.images = [to_pil_image(image) for image in images]
+        self.targets = targets
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(cifar100.MEAN, cifar100.STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.transform(self.images[index]), self.targets[index]
 
 
 if __name__ == "__main__":
@@ -82,11 +383,15 @@ if __name__ == "__main__":
     )
     parser.add_argument("--teacher", default="resnet110", choices=cifar_model_dict)
     parser.add_argument("--student", default="resnet8", choices=cifar_model_dict)
-    parser.add_argument(
-        "--method", default="DKD", choices=[n for n in distiller_dict if n != "NONE"]
-    )
+    parser.add_argument("--method", default="DKD", choices=["KD", "DKD"])
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=20, help="steps a round (default 20)")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds (default 7)")
+    parser.add_argument("--runs", type=int, default=2, help="runs at once in rung (g)")
+    parser.add_argument("--steps", type=int, default=10, help="steps of a measurement (default 10)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
+    parser.add_argument(
+        "--root", type=Path, help="folder with cifar-100-binary/; else random images"
+    )
+    parser.add_argument("--grow", action="store_true", help="how images/s grow with batch and runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the ladder there as well")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
     run_tool(main, parser)

@@ -1,26 +1,34 @@
 """Train a student, or a teacher, as a config file says.
 
 python tools/train.py --cfg configs/cifar100/dkd_lp.yaml [--resume] [KEY VALUE ...]
+torchrun --nproc_per_node 2 tools/train.py --cfg ...
 """
 
 import argparse
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
 
 from mdistiller_ext.command import run_tool
 from mdistiller_ext.config import load_cfg, shown
-from mdistiller_ext.engine import default_name, pick_device, train
+from mdistiller_ext.engine import World, default_name, pick_device, train
 
 
 def main(args: argparse.Namespace) -> None:
     cfg = load_cfg(args.cfg, args.opts)
     device = pick_device(args.device)
-    print(f"{shown(cfg).dump()}device: {device}", flush=True)
-    record, folder = train(cfg, default_name(cfg, args.opts), device, resume=args.resume)
-    print(
-        f"top-1 on the test set: {record['last_epoch_top1']:.2f} % at the last epoch, "
-        f"{record['mean_last_10_top1']:.2f} % mean of the last 10, "
-        f"{record['best_epoch_top1_selected_on_test']:.2f} % at epoch {record['best_epoch']}, "
-        f"the best one (selected on the test set)\nrecord: {folder / 'record.json'}"
-    )
+    world = World.join()
+    # One process speaks for all.
+    with nullcontext() if world.first else redirect_stdout(StringIO()):
+        print(f"{shown(cfg).dump()}device: {device}, processes: {world.size}", flush=True)
+        name = default_name(cfg, args.opts)
+        record, folder = train(cfg, name, device, resume=args.resume, world=world)
+    if world.first:
+        print(
+            f"top-1 on the test set: {record['last_epoch_top1']:.2f} % at the last epoch, "
+            f"{record['mean_last_10_top1']:.2f} % mean of the last 10, "
+            f"{record['best_epoch_top1_selected_on_test']:.2f} % at epoch {record['best_epoch']}, "
+            f"the best one (selected on the test set)\nrecord: {folder / 'record.json'}"
+        )
 
 
 if __name__ == "__main__":

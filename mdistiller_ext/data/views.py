@@ -80,7 +80,7 @@ class ImageSet:
         return 2 if self.flips else 1
 
     def batch(self, index: Tensor, view: Tensor) -> Batch:
-        """One view of each image: crop, mirror, normalise. One gather.
+        """One view of each image: crop, mirror, normalise.
 
         Args:
             index: (B,), int64.
@@ -88,25 +88,21 @@ class ImageSet:
                 the crop at (dy, dx) of the padded image.
         """
         height, width = (side - 2 * self.padding for side in self.padded.shape[2:])
-        device = self.padded.device
+        windows = self.padded.unfold(2, height, 1).unfold(
+            3, width, 1
+        )  # a view: (N, 3, dy, dx, ...)
         place, flip = view // self._mirrors, (view % self._mirrors).bool()
-        rows = (place // self._offsets)[:, None] + torch.arange(height, device=device)
-        columns = torch.arange(width, device=device)
-        columns = torch.where(flip[:, None], width - 1 - columns, columns)
-        columns = columns + (place % self._offsets)[:, None]
-        pixels = self.padded[
-            index[:, None, None, None],
-            torch.arange(3, device=device)[None, :, None, None],
-            rows[:, None, :, None],
-            columns[:, None, None, :],
+        pixels = windows.permute(0, 2, 3, 1, 4, 5)[
+            index, place // self._offsets, place % self._offsets
         ]
+        pixels = torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
         # In torchvision's order of operations, so that every pixel has the same bits.
         image = pixels.float().div_(255)
         image.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
         return Batch(image, self.targets[index], index, view)
 
-    def batches(self, index: Tensor, view: Tensor, batch_size: int) -> Iterator[Batch]:
-        """The views of the images in this order; the last batch may be smaller."""
+    def batches(self, index: Tensor, view: Tensor, batch_size: int | list[int]) -> Iterator[Batch]:
+        """The views of the images in this order; of one size, the last may be smaller."""
         keys = zip(index.split(batch_size), view.split(batch_size), strict=True)
         return (self.batch(*key) for key in keys)
 

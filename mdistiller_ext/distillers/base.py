@@ -57,6 +57,13 @@ class Distiller(nn.Module):
         """What a step takes its settings from: `settings` where they are, else `schedule`."""
         return self.settings or self.schedule(epoch)
 
+    def global_batch(self, values: Tensor) -> tuple[Tensor, slice]:
+        """A value (B,) of each sample of the whole batch, and where this process's samples are.
+
+        Here the batch is in one process; of several, the engine puts what gathers it in place.
+        """
+        return values, slice(None)
+
     def logits(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(student's, teacher's) of images (B, 3, H, W), each (B, C), in float32 or better."""
         with torch.no_grad():

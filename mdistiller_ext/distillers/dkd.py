@@ -56,7 +56,8 @@ class DKD(Distiller):
                 divergence = kl_divergence(
                     logits_student, logits_teacher, now["temperature"], pruned
                 )
-            temperature = self.sample_temperature(divergence, now["temperature"])
+            divergence, own = self.global_batch(divergence)
+            temperature = self.sample_temperature(divergence, now["temperature"])[own]
             self.monitor = {
                 "dat_raised": (temperature > now["temperature"]).sum(),
                 "dat_lowered": (temperature < now["temperature"]).sum(),

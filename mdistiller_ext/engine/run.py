@@ -17,7 +17,7 @@ from ..config import load_cfg
 from ..data import ImageSet, get_dataset
 from ..distillers import Distiller
 from ..errors import ConfigError, RunError
-from ..files import save, write_atomically
+from ..files import load, save, write_atomically
 from ..seeding import epoch_generator, random_state, seed_everything, set_random_state
 from ..teacher import (
     TabledTeacher,
@@ -34,12 +34,20 @@ from .folder import default_name, earlier_state, finished_record, plain
 from .graph import DeviceSteps
 from .loop import Meter, learning_rate, train_epoch
 from .record import environment, method_facts, peak_memory, summary, write_record
+from .replicas import Replica, World
 
 
 def train(
-    cfg: CfgNode, name: str, device: torch.device, *, resume: bool = False
+    cfg: CfgNode,
+    name: str,
+    device: torch.device,
+    *,
+    resume: bool = False,
+    world: World | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Train as a config says, in the folder LOG.PREFIX/EXPERIMENT.PROJECT/name.
+
+    The processes of `world`, each of which calls this, share every batch.
 
     Returns:
         The record and the folder.
@@ -50,7 +58,7 @@ def train(
         RunError: another process works in the folder, data or weights are not to be had, or the
             loss became non-finite. What was saved stays as it is.
     """
-    with opened(cfg, name, Common(device), resume=resume) as run:
+    with opened(cfg, name, Common(device, world), resume=resume) as run:
         return run.record if run.finished else run.go(), run.folder
 
 
@@ -100,8 +108,8 @@ def train_many(
 class Common:
     """What the runs of one process share: the data on the device, and the teacher tables."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, world: World | None = None) -> None:
+        self.device, self.world = device, world or World()
         self.sets: dict[tuple[str, str], tuple[ImageSet, ImageSet]] = {}
         self.tables: dict[tuple[str, ...], TeacherTable | None] = {}
 
@@ -129,15 +137,19 @@ def opened(
     cfg: CfgNode, name: str, common: Common, *, resume: bool, alone: bool = True
 ) -> Iterator["Run"]:
     """A run, new or as it was left, while its folder is locked."""
-    folder = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name)
+    folder, world = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), common.world
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(folder / "lock", timeout=0).acquire()
-    except Timeout:
-        raise RunError(f"{folder} is in use by another process") from None
-    with lock:
-        state = earlier_state(cfg, folder, resume)
-        weights = None if cfg.DISTILLER.TYPE == "NONE" else teacher_weights(cfg, common.device)
+    with ExitStack() as stack:
+        state = None
+        if world.first:
+            try:
+                stack.enter_context(FileLock(folder / "lock", timeout=0))
+            except Timeout:
+                raise RunError(f"{folder} is in use by another process") from None
+            state = earlier_state(cfg, folder, resume)
+        weights = None if cfg.DISTILLER.TYPE == "NONE" else teacher_weights(cfg, common)
+        if world.tell(state is not None) and not world.first:
+            state = load(folder / "latest")
         if state and weights and state["teacher_sha256"] != weights.sha256:
             raise ConfigError(
                 f"{weights.file}: not the teacher that {folder} was trained with "
@@ -160,6 +172,7 @@ class Run:
     ) -> None:
         self.cfg, self.folder, self.weights, self.alone = cfg, folder, weights, alone
         self.device = device = common.device
+        self.world = common.world
         self.history: list[dict[str, float]] = []
         earlier = finished_record(folder) if state else None
         self.finished = earlier is not None
@@ -193,7 +206,12 @@ class Run:
         self.random = random_state()  # beside other runs, what these draw is not this run's
         steps = -(-len(self.train_set) // cfg.SOLVER.BATCH_SIZE)
         self.meter = Meter(len(self.history) + 1, steps)
-        self.captured = self._capture() if device.type == "cuda" and cfg.SOLVER.CUDA_GRAPH else None
+        self.replica = None
+        if self.world.size > 1:
+            self.replica = Replica(self.distiller, self.world, cfg.SOLVER.SYNC_BN)
+        self.captured = None
+        if device.type == "cuda" and cfg.SOLVER.CUDA_GRAPH and not self.replica:
+            self.captured = self._capture()
         self.logits_teacher = self._predict(self.distiller.teacher) if weights else None
         self.record = {
             "name": folder.name,
@@ -221,8 +239,13 @@ class Run:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         first = len(self.history) + 1
-        events = Events(self.folder / "train.events", self.folder.name, cfg, self.history)
-        progress = Progress(self.meter.steps, cfg.SOLVER.EPOCHS, first, self.alone)
+        events = None
+        if self.world.first:
+            folder = self.folder / "train.events"
+            events = Events(folder, self.folder.name, cfg, self.history)
+        progress = Progress(
+            self.meter.steps, cfg.SOLVER.EPOCHS, first, self.alone and self.world.first
+        )
         self._write_record("running")
         try:
             for epoch in range(first, cfg.SOLVER.EPOCHS + 1):
@@ -230,8 +253,9 @@ class Run:
                 self._save([*self.history, metrics])
                 self.history.append(metrics)
                 self._write_record("running")
-                events.add(self.history[-1])
-                progress.close(self.history[-1])
+                if events:
+                    events.add(self.history[-1])
+                    progress.close(self.history[-1])
             self._write_record("finished")
         except BaseException as error:
             kept = f"{self.folder} keeps the state after epoch {len(self.history)}"
@@ -244,13 +268,15 @@ class Run:
                 print(f"{kept}; --resume goes on from there")
             raise
         finally:
-            events.close()
+            if events:
+                events.close()
 
     def _epoch(self, epoch: int, progress: Progress) -> Generator[None, None, dict[str, float]]:
         solver = self.cfg.SOLVER
         lr = learning_rate(epoch, solver.LR, solver.LR_DECAY_STAGES, solver.LR_DECAY_RATE)
         start = time.perf_counter()
-        index, view = self.train_set.draw(epoch_generator(solver.SEED, epoch))
+        keys = self.train_set.draw(epoch_generator(solver.SEED, epoch))
+        (index, sizes), (view, _) = (self.world.divide(key, solver.BATCH_SIZE) for key in keys)
         answers, hits = None, {}
         if self.table:
             before = self.table.hits
@@ -258,7 +284,7 @@ class Run:
                 answers = self.table.logits(index, view, bar.update)
             hits["teacher_table_hits"] = 100 * (self.table.hits - before) / len(index)
         progress.open(epoch)
-        for _ in self._steps(epoch, lr, index, view, answers):
+        for _ in self._steps(epoch, lr, index, view, answers, sizes):
             progress(self.meter)
             yield
         train_metrics = self.meter.read()
@@ -282,20 +308,22 @@ class Run:
         index: Tensor,
         view: Tensor,
         answers: Tensor | None,
+        sizes: list[int],
     ) -> Iterator[None]:
         """An epoch's training steps, one each time that the iterator is advanced."""
         if self.captured:
             yield from self.captured.epoch(epoch, lr, index, view, answers)
             return
-        solver = self.cfg.SOLVER
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.meter.start(epoch)
-        batches = self.train_set.batches(index, view, solver.BATCH_SIZE)
+        batches = self.train_set.batches(index, view, sizes)
         if self.tabled and answers is not None:
-            batches = self.tabled.follow(batches, answers.split(solver.BATCH_SIZE))
-        autocast = build_autocast(solver.AMP, self.device)
-        yield from train_epoch(self.distiller, self.optimizer, batches, self.meter, autocast)
+            batches = self.tabled.follow(batches, answers.split(sizes))
+        autocast = build_autocast(self.cfg.SOLVER.AMP, self.device)
+        model = self.replica or self.distiller
+        yield from train_epoch(model, self.optimizer, batches, self.meter, autocast)
+        self.world.merge(self.meter)
 
     def _capture(self) -> DeviceSteps | None:
         """The step as a CUDA graph, or None for a method that does not allow it."""
@@ -325,6 +353,8 @@ class Run:
         )
 
     def _evaluate(self) -> dict[str, float]:
+        if not self.world.first:
+            return {"top1": 0.0}  # the first process evaluates and writes
         logits = self._predict(self.distiller.student)
         metrics = performance(logits, self.test_set.targets)
         if self.logits_teacher is not None:
@@ -346,6 +376,8 @@ class Run:
 
     def _save(self, history: list[dict[str, float]]) -> None:
         """Checkpoints of the epoch; `latest` comes last, it is what a resumed run starts from."""
+        if not self.world.first:
+            return
         epoch = len(history)
         student = {"model": self.distiller.student.state_dict()}
         state = {
@@ -374,16 +406,19 @@ class Run:
             "teacher_table": self.table.facts() if self.table else None,
             "epochs": self.history,
         }
-        write_record(self.folder / "record.json", self.record)
+        if self.world.first:
+            write_record(self.folder / "record.json", self.record)
 
 
-def teacher_weights(cfg: CfgNode, device: torch.device) -> Weights:
+def teacher_weights(cfg: CfgNode, common: Common) -> Weights:
     """The teacher's weights: found, trained as DISTILLER.TEACHER_CFG says, or downloaded."""
-    wanted = cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE
-    file = find_weights(*wanted, checkpoint=cfg.DISTILLER.TEACHER_CKPT)
-    if not file and cfg.DISTILLER.TEACHER_CFG:
-        file = train_teacher(cfg, device)
-    return load_weights(file or fetch_weights(*wanted))
+    wanted, file = (cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE), None
+    if common.world.first:
+        file = find_weights(*wanted, checkpoint=cfg.DISTILLER.TEACHER_CKPT)
+        if not file and cfg.DISTILLER.TEACHER_CFG:
+            file = train_teacher(cfg, common.device)
+        file = file or fetch_weights(*wanted)
+    return load_weights(common.world.tell(file))
 
 
 def train_teacher(cfg: CfgNode, device: torch.device) -> Path:

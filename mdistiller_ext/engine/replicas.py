@@ -1,0 +1,147 @@
+"""One run on several devices, a process each: how a batch is divided and what is put together.
+
+`torchrun --nproc_per_node N tools/train.py ...` starts the processes. The batch of the config is
+the global one, whatever their number.
+"""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+from ..distillers import Distiller
+from ..errors import ConfigError
+from .loop import Meter
+
+
+class World:
+    """The processes of a run. The first one alone writes, evaluates and shows.
+
+    Attributes:
+        rank: 0 to size - 1.
+        shares: the images that each process has in the batch of the moment.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+        self.shares: list[int] = []
+
+    @classmethod
+    def join(cls) -> "World":
+        """What torchrun's environment says; alone without it. GPUs talk by nccl, CPUs by gloo."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        return cls(int(os.environ.get("RANK", "0")) if size > 1 else 0, size)
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def divide(self, keys: Tensor, batch_size: int) -> tuple[Tensor, list[int]]:
+        """This process's part of an epoch's keys (N,), and the sizes of its batches."""
+        smallest = len(keys) % batch_size or batch_size
+        if smallest < self.size:
+            raise ConfigError(
+                f"SOLVER.BATCH_SIZE: {batch_size} is not allowed: it leaves a batch of {smallest} "
+                f"images for {self.size} processes"
+            )
+        parts = [part.tensor_split(self.size)[self.rank] for part in keys.split(batch_size)]
+        return torch.cat(parts), [len(part) for part in parts]
+
+    def tell(self, content: Any) -> Any:
+        """The first process's `content`, in all of them."""
+        if self.size == 1:
+            return content
+        box = [content]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def meet(self, images: int, device: torch.device) -> float:
+        """Begin a step: learn the shares. Returns the weight of this process's mean."""
+        counts = torch.zeros(self.size, dtype=torch.int64, device=device)
+        counts[self.rank] = images
+        dist.all_reduce(counts)
+        self.shares = counts.tolist()
+        return images * self.size / sum(self.shares)
+
+    def gather(self, values: Tensor) -> tuple[Tensor, slice]:
+        """The values (B,) of the whole batch, in its order, and where this process's are."""
+        most = max(self.shares)
+        padded = F.pad(values, (0, most - len(values)))
+        parts = [torch.empty_like(padded) for _ in self.shares]
+        dist.all_gather(parts, padded)
+        start = sum(self.shares[: self.rank])
+        whole = [part[:share] for part, share in zip(parts, self.shares, strict=True)]
+        return torch.cat(whole), slice(start, start + self.shares[self.rank])
+
+    def merge(self, meter: Meter) -> None:
+        """Make an epoch's sums those of all processes."""
+        if self.size == 1:
+            return
+        sizes = torch.tensor(meter.sizes, device=meter.terms.device)
+        for tensor in (meter.terms, sizes, *meter.totals.values()):
+            dist.all_reduce(tensor)
+        meter.terms /= self.size  # each is a mean already weighted by its share
+        meter.sizes = sizes.tolist()
+
+
+class Replica(nn.Module):
+    """A distiller in one of several processes: gradients are those of the whole batch's loss.
+
+    Each process's losses are means over its share, and count by its size; DAT ranks the whole
+    batch. With `sync_batch_norm` the student's batch norms normalise by the whole batch as well,
+    so that the number of processes changes nothing but rounding.
+    """
+
+    def __init__(self, distiller: Distiller, world: World, sync_batch_norm: bool) -> None:
+        super().__init__()
+        if sync_batch_norm:
+            for module in distiller.student.modules():
+                if type(module) is nn.BatchNorm2d:
+                    module.__class__ = SyncedBatchNorm2d
+        distiller.teacher.requires_grad_(False)
+        distiller.global_batch = world.gather  # type: ignore[method-assign]
+        device = next(distiller.student.parameters()).device
+        self.parallel = DistributedDataParallel(
+            distiller, device_ids=[device] if device.type == "cuda" else None
+        )
+        self.world = world
+
+    @property
+    def monitor(self) -> dict[str, Tensor]:
+        return getattr(self.parallel.module, "monitor", {})
+
+    def forward(self, *, target: Tensor, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        weight = self.world.meet(len(target), target.device)
+        logits, losses = self.parallel(target=target, **inputs)
+        return logits, {name: weight * loss.mean() for name, loss in losses.items()}
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose statistics are those of all processes' images, on any device.
+
+    PyTorch's own SyncBatchNorm runs on GPUs only.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        count = torch.tensor(x.numel() / x.shape[1], dtype=x.dtype, device=x.device)
+        dist.all_reduce(count)
+        mean = all_reduce(x.sum(dim=(0, 2, 3))) / count
+        centred = x - mean[:, None, None]
+        variance = all_reduce(centred.pow(2).sum(dim=(0, 2, 3))) / count
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return centred * scale[:, None, None] + self.bias[:, None, None]

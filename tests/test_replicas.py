@@ -1,0 +1,111 @@
+"""One run by several processes: the run of one process, to rounding."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, untrained_teacher
+
+from mdistiller_ext.engine import World
+from mdistiller_ext.engine.loop import Meter
+from mdistiller_ext.errors import ConfigError
+
+CONFIG = ROOT / "configs" / "digits" / "dkd_eat_dat_lp.yaml"
+
+
+def command(workdir, name, *options):
+    options = [
+        *("SOLVER.EPOCHS", "2", "SOLVER.LR", "0.0001", "EXPERIMENT.NAME", name),
+        *("DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir)), *options),
+    ]
+    return [str(ROOT / "tools" / "train.py"), "--device", "cpu", "--cfg", str(CONFIG), *options]
+
+
+def torchrun(*words, processes=2, status=0):
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    result = subprocess.run(
+        [*start, f"--nproc_per_node={processes}", *words], capture_output=True, text=True
+    )
+    assert (result.returncode != 0) == bool(status), result.stderr[-2000:]
+    return result.stdout + result.stderr
+
+
+def record(name):
+    return json.loads(Path("output", "digits", name, "record.json").read_text())
+
+
+def test_two_processes_train_as_one_does(workdir):
+    """With DAT's ranking, the last smaller batch, and batch norm over the whole batch.
+
+    At a small learning rate: rounding grows with each step, as in any two runs.
+    """
+    subprocess.run([sys.executable, *command(workdir, "one")], check=True, capture_output=True)
+    output = torchrun(*command(workdir, "two", "SOLVER.SYNC_BN", "True"))
+    assert output.count("epoch   2/2") == 1 and "processes: 2" in output
+    one, two = record("one"), record("two")
+    for before, after in zip(one["epochs"], two["epochs"], strict=True):
+        for key in ("loss", "loss_ce", "loss_kd", "train_top1", "test_nll"):
+            assert after[key] == pytest.approx(before[key], rel=1e-6), key
+        for key in ("lr", "temperature", "pruned_ratio", "dat_raised", "dat_lowered"):
+            assert after[key] == before[key]
+    # 1,437 images: 22 batches of 64, of which DAT raises 6, and one of 29, of which it raises 2.
+    assert two["epochs"][0]["dat_raised"] == 22 * 6 + 2
+    first, second = (
+        torch.load(f"output/digits/{name}/student_last", weights_only=True)["model"]
+        for name in ("one", "two")
+    )
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_without_synchronised_batch_norm_it_is_another_run(workdir):
+    torchrun(*command(workdir, "synced", "SOLVER.SYNC_BN", "True", "SOLVER.EPOCHS", "1"))
+    torchrun(*command(workdir, "apart", "SOLVER.EPOCHS", "1"))
+    losses = [record(name)["epochs"][0]["loss"] for name in ("synced", "apart")]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
+def test_two_processes_resume(workdir):
+    synced = ("SOLVER.SYNC_BN", "True")
+    torchrun(*command(workdir, "whole", *synced, "SOLVER.EPOCHS", "4"))
+    words = command(workdir, "parts", *synced, "SOLVER.EPOCHS", "4")
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    with subprocess.Popen(
+        [*start, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("epoch   2/4"):
+                process.terminate()
+                break
+    torchrun(*words, "--resume")
+    whole, parts = record("whole"), record("parts")
+    assert [e["epoch"] for e in parts["epochs"]] == [1, 2, 3, 4]
+    assert whole["last_epoch_top1"] == parts["last_epoch_top1"]
+    assert [e["loss"] for e in whole["epochs"]] == [e["loss"] for e in parts["epochs"]]
+
+
+def test_each_image_is_in_one_process_and_batches_keep_their_order():
+    keys = torch.randperm(53)
+    parts = [World(rank, 3).divide(keys, 16) for rank in range(3)]
+    assert [sizes for _, sizes in parts] == [[6, 6, 6, 2], [5, 5, 5, 2], [5, 5, 5, 1]]
+    steps = zip(*(part.split(sizes) for part, sizes in parts), strict=True)
+    assert torch.equal(torch.cat([torch.cat(step) for step in steps]), keys)
+
+
+def test_a_batch_too_small_to_share_is_refused_by_all():
+    for rank in range(3):
+        message = r"BATCH_SIZE: 16 .* a batch of 2 images for 3 processes"
+        with pytest.raises(ConfigError, match=message):
+            World(rank, 3).divide(torch.arange(50), 16)
+
+
+def test_alone_nothing_is_divided():
+    keys, sizes = World().divide(torch.arange(50), 16)
+    assert keys.tolist() == list(range(50)) and sizes == [16, 16, 16, 2]
+    World().merge(Meter(1, 4))
+    assert World().tell("x") == "x" and World().first
