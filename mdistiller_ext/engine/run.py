@@ -147,7 +147,9 @@ def opened(
             except Timeout:
                 raise RunError(f"{folder} is in use by another process") from None
             state = earlier_state(cfg, folder, resume)
-        weights = None if cfg.DISTILLER.TYPE == "NONE" else teacher_weights(cfg, common)
+        weights = (
+            None if cfg.DISTILLER.TYPE == "NONE" else teacher_weights(cfg, common.device, world)
+        )
         if world.tell(state is not None) and not world.first:
             state = load(folder / "latest")
         if state and weights and state["teacher_sha256"] != weights.sha256:
@@ -410,15 +412,16 @@ class Run:
             write_record(self.folder / "record.json", self.record)
 
 
-def teacher_weights(cfg: CfgNode, common: Common) -> Weights:
+def teacher_weights(cfg: CfgNode, device: torch.device, world: World | None = None) -> Weights:
     """The teacher's weights: found, trained as DISTILLER.TEACHER_CFG says, or downloaded."""
     wanted, file = (cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE), None
-    if common.world.first:
+    world = world or World()
+    if world.first:
         file = find_weights(*wanted, checkpoint=cfg.DISTILLER.TEACHER_CKPT)
         if not file and cfg.DISTILLER.TEACHER_CFG:
-            file = train_teacher(cfg, common.device)
+            file = train_teacher(cfg, device)
         file = file or fetch_weights(*wanted)
-    return load_weights(common.world.tell(file))
+    return load_weights(world.tell(file))
 
 
 def train_teacher(cfg: CfgNode, device: torch.device) -> Path:

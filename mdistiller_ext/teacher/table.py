@@ -140,7 +140,7 @@ class TeacherTable:
                 progress(len(part))
         return found.to(self.device, torch.float32)
 
-    def fill(self, progress: Progress | None = None, images: int = 64) -> None:
+    def fill(self, progress: Progress | None = None, images: int = 1024) -> None:
         """Compute every entry that is missing; `images` is how many are looked at at once."""
         views = torch.arange(self.shape[1], device=self.device)
         for block in torch.arange(len(self.data), device=self.device).split(images):
