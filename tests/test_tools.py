@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, untrained_teacher
 
 DIGITS = str(ROOT / "configs" / "digits" / "vanilla.yaml")
 
@@ -48,6 +48,19 @@ def test_a_teacher_file_in_the_toolkits_layout_is_pretrained(tool, workdir, shar
     place.symlink_to(shared / "teachers" / "cifar100_resnet20.pth")
     _, output, _ = tool("eval", "-m", "resnet20", "--root", str(shared), "-bs", "250", "--json")
     assert json.loads(output)["top1"] == pytest.approx(68.8, abs=0.1)
+
+
+def test_a_teacher_table_is_filled_once(tool, workdir):
+    words = ["--cfg", str(ROOT / "configs" / "digits" / "dkd.yaml"), "--device", "cpu"]
+    words += ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
+    words += ["DISTILLER.TEACHER_TABLE_ROOT", str(workdir / "tables")]
+    for computed in ("4,851", "0"):
+        status, output, _ = tool("teacher_table", *words)
+        assert status == 0 and "4,851 of 4,851 views" in output and f"; {computed} comp" in output
+    cfg = ["--cfg", DIGITS]
+    assert tool("teacher_table", *cfg)[2] == (
+        "teacher_table.py: error: DISTILLER.TYPE: NONE has no teacher\n"
+    )
 
 
 TEACHER = ["--cfg", str(ROOT / "configs" / "digits" / "dkd.yaml"), "DISTILLER.TEACHER_CKPT"]
@@ -136,6 +149,6 @@ def test_an_unexpected_error_is_one_line_too(tool, monkeypatch):
 
 
 def test_help_shows_how_to_call_it(tool):
-    for name in ("train", "eval", "bench", "mdistiller_train"):
+    for name in ("train", "eval", "bench", "mdistiller_train", "teacher_table"):
         text = tool(name, "--help")[1]
         assert f"python tools/{name}.py" in text and "--debug" in text

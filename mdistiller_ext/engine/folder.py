@@ -54,15 +54,20 @@ def earlier_state(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | 
     if not latest.exists():
         return None
     state = load(latest)
-    before, now = (dict(leaves(config)) for config in (state["config"], plain(cfg)))
-    changed = [
-        f"{key} {before.get(key)!r} -> {now.get(key)!r}"
-        for key in {**before, **now}
-        if not _is_place(key) and before.get(key) != now.get(key)
-    ]
+    changed = differences(state["config"], plain(cfg))
     if changed:
         raise ConfigError(f"{latest}: was trained with another config: {'; '.join(changed)}")
     return state
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two configs in plain types, places apart: "KEY before -> now"."""
+    one, other = dict(leaves(before)), dict(leaves(now))
+    return [
+        f"{key} {one.get(key)!r} -> {other.get(key)!r}"
+        for key in {**one, **other}
+        if not _is_place(key) and one.get(key) != other.get(key)
+    ]
 
 
 def finished_record(folder: Path) -> dict[str, Any] | None:

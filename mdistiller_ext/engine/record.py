@@ -1,5 +1,6 @@
 """record.json: everything about a run that a reader of its numbers may ask."""
 
+import hashlib
 import json
 import platform
 import resource
@@ -72,8 +73,15 @@ def peak_memory(device: torch.device) -> int:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    text = json.dumps(record, indent=1)
+    text = json.dumps({**record, "sha256": digest(record)}, indent=1)
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def digest(record: dict[str, Any]) -> str:
+    """sha256 of a record's content, the entry "sha256" left out."""
+    content = {key: value for key, value in record.items() if key != "sha256"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _git(*words: str) -> str | None:

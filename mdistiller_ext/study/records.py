@@ -1,0 +1,123 @@
+"""A study's records: which can be believed, which belong together."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..config import leaves
+from ..engine.folder import differences, plain
+from ..engine.record import digest, summary
+from ..errors import ConfigError
+from .plan import Study
+
+# What must be the same in all runs of a student, beside SOLVER (but for its seed) and DATASET.
+ENVIRONMENT = ("mdistiller_ext", "git_commit", "torch", "cuda", "device", "device_name")
+METRICS = {
+    "top1": "last_epoch_top1",
+    "best": "best_epoch_top1_selected_on_test",
+    "mean_last_10": "mean_last_10_top1",
+    "seconds": "wall_seconds",
+}
+LAST_EPOCH = {
+    "agreement": "test_agreement",
+    "kl": "test_kl",
+    "l2": "test_l2_probabilities",
+    "nll": "test_nll",
+    "ece": "test_ece",
+}
+
+
+def collect(study: Study) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The study's records by the name of their run, and one line for each that is left out."""
+    jobs = {job.name: job for job in study.jobs}
+    found, left_out = {}, []
+    for file in sorted(study.folder.glob("*/record.json")):
+        try:
+            record = json.loads(file.read_text())
+            reason = _fault(record, file, jobs)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"damaged: {type(error).__name__}: {error}"
+        if reason:
+            left_out.append(f"{file.parent.name}: left out: {reason}")
+        else:
+            found[file.parent.name] = record
+    missing = [job.name for job in study.jobs if not (job.folder / "record.json").exists()]
+    left_out += [f"{name}: has not run" for name in missing]
+    return found, left_out
+
+
+def check_conditions(
+    study: Study, records: dict[str, dict[str, Any]], allowed: Iterable[str]
+) -> None:
+    """Refuse runs of one student that were not made under the same conditions.
+
+    Args:
+        allowed: names of conditions that may differ.
+
+    Raises:
+        ConfigError: names each condition that differs, its values and how many runs have them.
+    """
+    faults = []
+    for student in study.students:
+        seen: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for job in study.jobs:
+            if job.student == student and job.name in records:
+                for key, value in conditions(records[job.name]).items():
+                    seen[key][json.dumps(value)].append(job.name)
+        for key, values in seen.items():
+            if len(values) > 1 and key not in allowed:
+                text = "; ".join(f"{v} in {len(n)} runs, as {n[0]}" for v, n in values.items())
+                faults.append(f"{student}: {key} differs between runs: {text}; --allow {key} mixes")
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def conditions(record: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal for two runs to be compared."""
+    found = {key: record["environment"].get(key) for key in ENVIRONMENT}
+    if record["teacher"]:
+        found["teacher"] = record["teacher"]["sha256"]
+    for section in ("SOLVER", "DATASET"):
+        for key, value in leaves(record["config"][section], f"{section}."):
+            if key not in ("SOLVER.SEED", "DATASET.ROOT", "DATASET.NUM_WORKERS"):
+                found[key] = value
+    return found
+
+
+def table(study: Study, records: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """One row a run: student, arm, seed and its figures."""
+    rows = []
+    for job in study.jobs:
+        if job.name not in records:
+            continue
+        record = records[job.name]
+        row: dict[str, Any] = {"student": job.student, "arm": job.arm, "seed": job.seed}
+        row |= {name: record[key] for name, key in METRICS.items()}
+        row |= {name: record["epochs"][-1].get(key) for name, key in LAST_EPOCH.items()}
+        rows.append(row)
+    columns = ["student", "arm", "seed", *METRICS, *LAST_EPOCH]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _fault(record: dict[str, Any], file: Path, jobs: dict[str, Any]) -> str:
+    name = file.parent.name
+    if name not in jobs:
+        copied = record["name"] if record["name"] in jobs else ""
+        return f"a copy of {copied}" if copied else "no run of this study"
+    if record["name"] != name:
+        return f"a copy of {record['name']}"
+    if record["sha256"] != digest(record):
+        return "changed after it was written (its sha256 does not match)"
+    if record["status"] != "finished":
+        reason = record.get("error") or f"{len(record['epochs'])} epochs"
+        return f"{record['status']}: {reason}"
+    apart = differences(record["config"], plain(jobs[name].cfg))
+    if apart:
+        return f"another config: {'; '.join(apart)}"
+    expected = summary(record["epochs"])
+    wrong = [key for key, value in expected.items() if record[key] != value]
+    return f"its epochs give another {', '.join(wrong)}" if wrong else ""

@@ -1,0 +1,54 @@
+"""Run a study, and say what can be concluded from it.
+
+    python tools/compare.py run STUDY.yaml [--jobs N] [--together K] [KEY VALUE ...]
+    python tools/compare.py report STUDY.yaml [--allow CONDITION] [KEY VALUE ...]
+
+Runs that are finished are never repeated; those that stopped go on. KEY VALUE pairs, as
+DATASET.ROOT, must be the same for both.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from mdistiller_ext.command import run_tool
+from mdistiller_ext.engine import pick_device
+from mdistiller_ext.errors import ConfigError, RunError
+from mdistiller_ext.study.plan import read_study
+
+
+def main(args: argparse.Namespace) -> None:
+    study = read_study(args.study, args.output, args.opts)
+    if args.action == "report":
+        try:
+            from mdistiller_ext.study.report import write_report
+        except ImportError as error:
+            raise ConfigError(f"{error}: pip install 'mdistiller-ext[study]'") from error
+        text, folder = write_report(study, args.allow)
+        print(f"{text}\nreport: {folder / 'report.html'}")
+        return
+    from mdistiller_ext.study.launch import run_jobs
+
+    device = pick_device(args.device)
+    cuda = device.type == "cuda"
+    processes = args.jobs or (1 if cuda else max(1, torch.get_num_threads()))
+    failed = run_jobs(study.jobs, device, processes, args.together or (16 if cuda else 1))
+    if failed:
+        raise RunError("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
+    print(f"all runs are finished: python tools/compare.py report {args.study}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("action", choices=["run", "report"])
+    parser.add_argument("study", type=Path, metavar="STUDY.yaml")
+    parser.add_argument("--output", type=Path, default=Path("output", "studies"), metavar="FOLDER")
+    parser.add_argument("--jobs", type=int, help="processes at once (default: one a core, or 1)")
+    parser.add_argument("--together", type=int, help="runs a process trains at once (GPU: 16)")
+    parser.add_argument("--allow", action="append", default=[], metavar="CONDITION")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings of every run")
+    run_tool(main, parser)
