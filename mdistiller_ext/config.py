@@ -60,8 +60,8 @@ def get_cfg() -> CN:
     dat = {"RANGE": 0.05, "FRACTION": 0.1}
     lp = {"RATIOS": [0.0, 0.13, 0.27, 0.4], "STEP_EPOCHS": 20}
     cfg.DKD_EAT = CN({**ours, **eat})
-    cfg.DKD_DAT = CN({**ours, **dat})
-    cfg.DKD_LP = CN({**ours, **lp})
+    cfg.DKD_DAT = CN({**ours, **dat, "GROUPS": "hardest"})
+    cfg.DKD_LP = CN({**ours, **lp, "CLASSES": "lowest"})
     cfg.DKD_EAT_DAT_LP = CN({**ours, "EAT": CN(eat), "DAT": CN(dat), "LP": CN(lp)})
     return cfg
 
@@ -232,6 +232,8 @@ _METHOD_RULES: dict[str, Rule] = {
     "STEP_EPOCHS": _number(1),
     "FRACTION": (lambda v: 0 <= v <= 0.5, "a number from 0 to 0.5"),
     "RATIOS": _list_of(_number(0, 1), least=1),
+    "GROUPS": _one_of("hardest", "random"),
+    "CLASSES": _one_of("lowest", "random"),
     # Of the toolkit's methods.
     "FEAT_WEIGHT": _number(0),
     "REVIEWKD_WEIGHT": _number(0),

@@ -127,7 +127,7 @@ def test_the_combined_method_is_its_parts(epoch, temperature):
     temperatures = sample_temperature(divergence, temperature, 0.05, 0.1)
     expected = dkd_loss(logits, teacher, target, 1.0, 2.0, temperatures, pruned).mean()
     torch.testing.assert_close(losses["loss_kd"], min(epoch / 20, 1) * expected)
-    assert distiller.monitor == {"dat_raised": 6, "dat_lowered": 6}
+    assert (distiller.monitor["dat_raised"], distiller.monitor["dat_lowered"]) == (6, 6)
 
 
 @pytest.mark.parametrize("name", list(distiller_dict))
@@ -146,3 +146,30 @@ def test_schedules_name_what_they_change():
     assert build("KD").schedule(1) == {"temperature": 4}
     assert build("DKD").schedule(5) == {"warmup": 0.25, "temperature": 4.0}
     assert build("DKD_LP").schedule(80) == {"warmup": 1.0, "temperature": 4.0, "pruned_ratio": 0.4}
+
+
+def test_random_groups_are_as_many_samples_but_not_the_hardest():
+    hardest, control = (
+        build("DKD_DAT", ["DKD_DAT.GROUPS", groups]) for groups in ("hardest", "random")
+    )
+    for distiller in (hardest, control):
+        step(distiller, 1)
+        assert (distiller.monitor["dat_raised"], distiller.monitor["dat_lowered"]) == (6, 6)
+    assert hardest.monitor["dat_kl"] == control.monitor["dat_kl"]
+    assert hardest.monitor["dat_raised_kl"] > control.monitor["dat_raised_kl"]
+    assert hardest.monitor["dat_lowered_kl"] < control.monitor["dat_lowered_kl"]
+
+
+def test_random_classes_are_as_many_classes_but_not_the_lowest(monkeypatch):
+    masks = []
+
+    def kept(logits, target, count):
+        masks.append(pruning_mask(logits, target, count))
+        return masks[-1]
+
+    monkeypatch.setattr("mdistiller_ext.distillers.dkd.pruning_mask", kept)
+    for classes in ("lowest", "random", "random"):
+        step(build("DKD_LP", ["DKD_LP.CLASSES", classes]), 80)
+    assert all((mask.sum(dim=1) == 40).all() for mask in masks)
+    assert not any(mask.gather(1, batch()["target"][:, None]).any() for mask in masks)
+    assert not torch.equal(masks[0], masks[1])

@@ -70,6 +70,7 @@ def test_a_run_leaves_its_record_checkpoints_and_events(digits_cfg):
     assert len(record["epochs"]) == 3
     assert {
         *("epoch", "lr", "warmup", "temperature", "pruned_ratio", "loss", "loss_ce", "loss_kd"),
+        *("dat_raised_kl", "dat_lowered_kl", "dat_kl", "dat_images"),
         *("train_top1", "dat_raised", "dat_lowered", "test_top1", "test_top5", "test_nll"),
         *("test_ece", "test_agreement", "test_kl", "test_l2_probabilities", "test_l2_logits"),
         *TIMES,

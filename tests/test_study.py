@@ -34,6 +34,7 @@ TREE = {
     "options": {"SOLVER.EPOCHS": 3},
     "claims": {"resnet8": {"EAT": 0.55, "LP": 0.64}},
 }
+TEACHER = {"name": "resnet20", "file": "no.pth", "sha256": "t", "test_top1": 98.0}
 EFFECTS = {"student alone": -3.0, "DKD": 0.0, "EAT": 0.0, "LP": 1.0}
 
 
@@ -63,7 +64,7 @@ def stub_runs(study, effects=EFFECTS):
             "name": job.name,
             "status": "finished",
             "environment": {"torch": "2", "device_name": "stub", "mdistiller_ext": "0"},
-            "teacher": None if alone else {"name": "resnet20", "sha256": "t", "test_top1": 98.0},
+            "teacher": None if alone else TEACHER,
             "config": plain(job.cfg),
             **summary(epochs),
             "wall_seconds": 1.0,

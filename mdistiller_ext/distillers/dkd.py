@@ -23,6 +23,7 @@ class DKD(Distiller):
         epoch_temperature: epoch -> temperature; constant in DKD.
         sample_temperature: (divergence (B,), temperature) -> temperatures (B,), or None.
         epoch_ratio: epoch -> share of the classes that is pruned, or None.
+        pruning_order: the teacher's logits (B, C) -> what ranks the classes, the lowest pruned.
     """
 
     TYPE = "DKD"
@@ -33,6 +34,7 @@ class DKD(Distiller):
         self.epoch_temperature: Callable[[int], float] = lambda epoch: self.method.T
         self.sample_temperature: Callable[[Tensor, float | Tensor], Tensor] | None = None
         self.epoch_ratio: Callable[[int], float] | None = None
+        self.pruning_order: Callable[[Tensor], Tensor] = lambda logits: logits
 
     def schedule(self, epoch: int) -> dict[str, float]:
         settings = {
@@ -49,18 +51,23 @@ class DKD(Distiller):
         pruned = None
         if "pruned_ratio" in now:
             count = pruned_count(now["pruned_ratio"], logits_teacher.shape[1])
-            pruned = pruning_mask(logits_teacher, target, count)
+            pruned = pruning_mask(self.pruning_order(logits_teacher), target, count)
         temperature: float | Tensor = now["temperature"]
         if self.sample_temperature:
             with torch.no_grad():
                 divergence = kl_divergence(
                     logits_student, logits_teacher, now["temperature"], pruned
                 )
-            divergence, own = self.global_batch(divergence)
-            temperature = self.sample_temperature(divergence, now["temperature"])[own]
+            whole, own = self.global_batch(divergence)
+            temperature = self.sample_temperature(whole, now["temperature"])[own]
+            raised, lowered = temperature > now["temperature"], temperature < now["temperature"]
             self.monitor = {
-                "dat_raised": (temperature > now["temperature"]).sum(),
-                "dat_lowered": (temperature < now["temperature"]).sum(),
+                "dat_raised": raised.sum(),
+                "dat_lowered": lowered.sum(),
+                "dat_raised_kl": (divergence * raised).sum(),
+                "dat_lowered_kl": (divergence * lowered).sum(),
+                "dat_kl": divergence.sum(),
+                "dat_images": torch.full_like(target[0], len(target)),
             }
         loss_dkd = dkd_loss(
             logits_student,

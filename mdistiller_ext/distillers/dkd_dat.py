@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
@@ -14,14 +15,18 @@ class DKD_DAT(DKD):
 
     Hard is a large KL(softmax(z_t/T) || softmax(z_s/T)), measured without gradient; k =
     floor(FRACTION B) samples are raised and k lowered. The paper (section 3.2): FRACTION 0.1,
-    RANGE 0.05. RANGE = 0 is DKD.
+    RANGE 0.05. RANGE = 0 is DKD. GROUPS "random" is a control: as many samples, whichever.
     """
 
     TYPE = "DKD_DAT"
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher, cfg)
-        self.sample_temperature = dat(self.method)
+        self.sample_temperature = spread = dat(self.method)
+        if self.method.GROUPS == "random":
+            self.sample_temperature = lambda kl, temperature: spread(
+                torch.rand_like(kl), temperature
+            )
 
 
 def dat(node: CfgNode) -> partial[Tensor]:

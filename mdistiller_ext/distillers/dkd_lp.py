@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import torch
 from torch import nn
 from yacs.config import CfgNode
 
@@ -15,7 +16,8 @@ class DKD_LP(DKD):
     In stage min((epoch - 1) // STEP_EPOCHS, len(RATIOS) - 1) the floor(ratio C + 0.5) classes of
     lowest teacher logit leave both softmaxes; the target never does, and the cross-entropy stays
     whole. The paper (section 3.3) states only the ends, 0 and 0.4; the two ratios in between,
-    0.13 and 0.27, are equal spacing and our assumption. RATIOS all 0 is DKD.
+    0.13 and 0.27, are equal spacing and our assumption. RATIOS all 0 is DKD. CLASSES "random" is
+    a control: as many classes, whichever.
     """
 
     TYPE = "DKD_LP"
@@ -23,6 +25,8 @@ class DKD_LP(DKD):
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher, cfg)
         self.epoch_ratio = lp(self.method)
+        if self.method.CLASSES == "random":
+            self.pruning_order = torch.rand_like
 
 
 def lp(node: CfgNode) -> partial[float]:

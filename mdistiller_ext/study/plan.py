@@ -88,9 +88,9 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
         for arm, node in tree["arms"].items():
             cfg_file = file.parent / folder / node["cfg"]
             for seed in tree["seeds"]:
-                name = _slug(f"{student},{arm},seed{seed}")
+                name = slug(f"{student},{arm},seed{seed}")
                 own = ["SOLVER.SEED", seed, "EXPERIMENT.NAME", name, "EXPERIMENT.PROJECT"]
-                own += [_slug(tree["name"]), "LOG.PREFIX", str(output)]
+                own += [slug(tree["name"]), "LOG.PREFIX", str(output)]
                 try:
                     cfg = load_cfg(cfg_file, [*common, *_pairs(node.get("options", {})), *own])
                 except ConfigError as error:
@@ -108,7 +108,7 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
         tree["alone"],
         tree.get("claims", {}),
         jobs,
-        output / _slug(tree["name"]),
+        output / slug(tree["name"]),
     )
 
 
@@ -139,7 +139,7 @@ def _faults(tree: Any) -> list[str]:
             faults.append(f"claims: {student}: {claims!r} is not allowed, expected arm: points")
         else:
             faults += [f"claims: {arm!r} is no arm" for arm in claims if arm not in tree["arms"]]
-    slugs = [_slug(str(arm)) for arm in tree["arms"]]
+    slugs = [slug(str(arm)) for arm in tree["arms"]]
     if len(set(slugs)) < len(slugs):
         faults.append("arms: two names differ by special characters only")
     return faults
@@ -149,5 +149,6 @@ def _pairs(options: dict[str, Any]) -> list[Any]:
     return [word for pair in options.items() for word in pair]
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """A name as a file name."""
     return re.sub(r"[^\w.,=+-]+", "_", text).strip("_")

@@ -5,7 +5,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
 
+from ..pruning import pruned_count, pruning_mask
 from .analysis import Findings
 from .plan import Study
 
@@ -78,6 +81,85 @@ def by_epoch(
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=11)
+    return figure
+
+
+def dat_groups(
+    study: Study, records: dict[str, dict[str, Any]], student: str, arm: str
+) -> Figure | None:
+    """The mean KL of the samples whose temperature DAT raised, lowered and left, by epoch."""
+    epochs = [
+        records[job.name]["epochs"]
+        for job in study.jobs
+        if (job.student, job.arm) == (student, arm) and job.name in records
+        if records[job.name]["epochs"][-1].get("dat_raised")
+    ]
+    if not epochs:
+        return None
+    names = ("dat_raised_kl", "dat_lowered_kl", "dat_kl", "dat_raised", "dat_lowered")
+    raised_kl, lowered_kl, kl, raised, lowered = (
+        np.asarray([[epoch[name] for epoch in run] for run in epochs]).mean(0) for name in names
+    )
+    images = epochs[0][0]["dat_images"]
+    groups = {
+        "raised: the hardest": raised_kl / raised,
+        "left": (kl - raised_kl - lowered_kl) / (images - raised - lowered),
+        "lowered: the easiest": lowered_kl / lowered,
+    }
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+        axes = figure.add_subplot()
+        for (name, values), colour, line in zip(groups.items(), COLOURS[1:], LINES, strict=False):
+            axes.plot(
+                np.arange(1, len(values) + 1), values, color=colour, ls=line, lw=2, label=name
+            )
+        axes.set_yscale("log")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("KL(teacher ‖ student), nats")
+        figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def softened(
+    images: Tensor, logits: Tensor, targets: Tensor, temperature: float, ratio: float
+) -> Figure:
+    """What a teacher says of images at T = 1, at a temperature, and there after pruning.
+
+    Args:
+        images: raw, (N, 3, H, W), uint8.
+        logits: the teacher's, (N, C); targets: labels, (N,).
+        ratio: the share of the classes that LP prunes.
+    """
+    pruned = pruning_mask(logits, targets, pruned_count(ratio, logits.shape[1]))
+    soft = (logits / temperature).softmax(1)
+    kept = (logits / temperature).masked_fill(pruned, float("-inf")).softmax(1)
+    order = logits.argsort(dim=1, descending=True)
+    classes = np.arange(1, logits.shape[1] + 1)
+    with matplotlib.rc_context({**STYLE, "font.size": 12}):
+        figure = Figure(figsize=(WIDTH + 2, 2.6 * len(images) + 0.6), layout="constrained")
+        grid = figure.subplots(len(images), 4, width_ratios=[1, 2, 2, 2], squeeze=False)
+        titles = "T = 1", f"T = {temperature:g}", f"T = {temperature:g}, {100 * ratio:g} % pruned"
+        for row, axes in enumerate(grid):
+            axes[0].imshow(images[row].permute(1, 2, 0).numpy(), interpolation="nearest")
+            axes[0].set_axis_off()
+            axes[0].set_title(f"label {int(targets[row])}", fontsize=11)
+            for column, values in enumerate((logits.softmax(1), soft, kept), start=1):
+                heights = values[row, order[row]].numpy()
+                axes[column].bar(classes, heights, width=1.0, color=COLOURS[1])
+                place = int((order[row] == targets[row]).nonzero())
+                axes[column].bar(classes[place], heights[place], width=1.0, color=COLOURS[2])
+                if row == 0:
+                    axes[column].set_title(titles[column - 1])
+                if row == len(images) - 1:
+                    axes[column].set_xlabel("class, by the teacher's rank")
+            axes[1].set_ylabel("probability")
+        figure.legend(
+            [Patch(color=COLOURS[2]), Patch(color=COLOURS[1])],
+            ["the label's class", "the others"],
+            loc="outside upper center",
+            ncols=2,
+            frameon=False,
+        )
     return figure
 
 

@@ -11,11 +11,16 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..errors import RunError
+from ..config import NUM_CLASSES
+from ..data import get_dataset
+from ..engine import predict
+from ..errors import ConfigError, RunError
 from ..files import write_atomically
+from ..models import cifar_model_dict
+from ..teacher import load_into, load_weights
 from . import plots
 from .analysis import Findings, analyse
-from .plan import Study
+from .plan import Study, slug
 from .records import check_conditions, collect, table
 from .statistics import Difference
 
@@ -214,7 +219,39 @@ def _pictures(
             figure = plots.by_epoch(study, records, student, key, label)
             if figure:
                 found[f"{name}_{student}"] = (f"{student}: {caption}", figure)
+        for arm in study.arms:
+            figure = plots.dat_groups(study, records, student, arm)
+            if figure:
+                place = f"dat_{student}_{slug(arm)}"
+                found[place] = (f"{student}, {arm}: the groups of DAT, by their loss.", figure)
+    try:
+        found["teacher"] = (
+            "What the teacher says of three test images: one it is sure of, one in between, one it "
+            "doubts (the paper's Figures 1 and 2).",
+            _teacher_picture(study, records),
+        )
+    except (ConfigError, RunError) as error:
+        print(f"no picture of the teacher: {error}")
     return found
+
+
+def _teacher_picture(study: Study, records: dict[str, dict[str, Any]]) -> Figure:
+    job = next((j for j in study.jobs if j.name in records and records[j.name]["teacher"]), None)
+    if job is None:
+        raise ConfigError("no run has one")
+    facts, cfg = records[job.name]["teacher"], job.cfg
+    weights = load_weights(Path(facts["file"]))
+    if weights.sha256 != facts["sha256"]:
+        raise RunError(f"{weights.file}: not the one that the runs had")
+    teacher = cifar_model_dict[facts["name"]][0](num_classes=NUM_CLASSES[cfg.DATASET.TYPE])
+    load_into(teacher, weights, facts["name"])
+    test = get_dataset(cfg)[1]
+    logits = predict(teacher, test, 250)
+    sure = logits.softmax(1).amax(1).argsort(descending=True)
+    chosen = sure[[len(sure) // 10, len(sure) * 7 // 10, len(sure) * 19 // 20]]
+    side = slice(test.padding, test.padded.shape[2] - test.padding)
+    images = test.padded[chosen][:, :, side, side]
+    return plots.softened(images, logits[chosen], test.targets[chosen], 4.0, 0.4)
 
 
 def _write(file: Path, content: bytes) -> None:

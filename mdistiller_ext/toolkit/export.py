@@ -11,6 +11,7 @@ METHODS = ("DKD_EAT", "DKD_DAT", "DKD_LP")
 SOURCES = Path(__file__).with_name("upstream")
 SHARED = "from .dkd_loss import dkd_loss\n"  # in each source; its text takes this line's place
 
+CONTROLS = ("GROUPS", "CLASSES")  # for studies here; they change nothing by default
 REGISTRY = "mdistiller/distillers/__init__.py"
 CONFIG = "mdistiller/engine/cfg.py"
 
@@ -66,7 +67,8 @@ def _method_file(name: str) -> str:
 
 
 def _config_lines(name: str, node: CfgNode) -> str:
-    lines = [f"CFG.{name}.{key} = {value!r}\n" for key, value in leaves(node)]
+    settings = [(key, value) for key, value in leaves(node) if key not in CONTROLS]
+    lines = [f"CFG.{name}.{key} = {value!r}\n" for key, value in settings]
     return f"\n# {name} CFG\nCFG.{name} = CN()\n{''.join(lines)}"
 
 
