@@ -1,6 +1,7 @@
 """Runs: what they write, that seeds repeat them, and that they resume to the same weights."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -261,6 +262,16 @@ def test_bf16_trains_with_losses_in_float32(digits_cfg):
     first, expected = record["epochs"][0]["loss"], exact["epochs"][0]["loss"]
     assert first != expected and first == pytest.approx(expected, rel=0.1)
     assert all(v.dtype in (torch.float32, torch.int64) for v in weights(folder).values())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_a_compiled_student_trains_alike(digits_cfg):
+    options = ["SOLVER.EPOCHS", "1", "SOLVER.LR", "0.0001"]
+    plain, _ = train(digits_cfg("dkd_lp", *options), "plain", CPU)
+    compiled, _ = train(digits_cfg("dkd_lp", *options, "SOLVER.COMPILE", "True"), "compiled", CPU)
+    before, after = plain["epochs"][0], compiled["epochs"][0]
+    assert after["loss"] == pytest.approx(before["loss"], rel=1e-6)
+    assert after["test_nll"] == pytest.approx(before["test_nll"], rel=1e-5)
 
 
 def test_a_missing_teacher_is_trained_once_and_kept(digits_cfg, workdir, capsys):

@@ -15,7 +15,7 @@ from mdistiller_ext.data import ImageSet, cifar100
 from mdistiller_ext.distillers import Distiller
 from mdistiller_ext.engine import train
 from mdistiller_ext.errors import ConfigError, RunError
-from mdistiller_ext.teacher import TabledTeacher, TeacherTable, needs_only_logits, table
+from mdistiller_ext.teacher import TabledTeacher, TeacherTable, features_taken, table
 
 VIEWS = 18
 
@@ -242,12 +242,12 @@ def test_what_a_method_takes_from_its_teacher_is_found_out(network, data):
         distiller = distiller_dict[name](cifar_model_dict["resnet8"][0](), network, get_cfg())
         before = {key: value.clone() for key, value in distiller.state_dict().items()}
         random = torch.get_rng_state()
-        assert needs_only_logits(distiller, few)
+        assert features_taken(distiller, few) == set()
         assert all(torch.equal(v, before[k]) for k, v in distiller.state_dict().items())
         assert torch.equal(torch.get_rng_state(), random)
-    for cls in (Features, OtherView):
-        distiller = cls(cifar_model_dict["resnet8"][0](), network, *[None] * (cls is Features))
-        assert not needs_only_logits(distiller, few)
+    student = cifar_model_dict["resnet8"][0]()
+    assert features_taken(Features(student, network, None), few) == {"teacher", "student"}
+    assert features_taken(OtherView(student, network), few) == {"teacher"}
 
 
 def test_a_method_with_features_trains_with_the_live_teacher(digits_cfg, monkeypatch):

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ..config import NUM_CLASSES, source
@@ -17,7 +17,7 @@ from ..data import ImageSet
 from ..distillers import Distiller, distiller_dict
 from ..errors import ConfigError
 from ..models import cifar_model_dict
-from ..teacher import TeacherTable, Weights, default_root, load_into, needs_only_logits
+from ..teacher import TeacherTable, Weights, default_root, features_taken, load_into
 from ..toolkit.methods import build_toolkit_distiller
 
 
@@ -72,10 +72,26 @@ def build_distiller(cfg: CfgNode, weights: Weights | None, targets: Tensor) -> D
     return distiller_dict[cfg.DISTILLER.TYPE](student, teacher, cfg)
 
 
-def only_logits(distiller: Distiller, data: ImageSet) -> bool:
-    """Whether a method takes nothing but logits from the teacher, tried on a few images."""
+def takes_features(distiller: Distiller, data: ImageSet) -> set[str]:
+    """Of which networks the method takes features, tried on a few images."""
     few = torch.arange(min(4, len(data)), device=data.targets.device)
-    return needs_only_logits(distiller, data.batch(few, torch.zeros_like(few)))
+    return features_taken(distiller, data.batch(few, torch.zeros_like(few)))
+
+
+class CompiledStudent:
+    """A student whose training forward is compiled to give logits alone.
+
+    Features would have to be written to memory; without them, batch norms, activations and sums
+    become one pass each. It takes the place of the network's `forward`.
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        self.student, self.live = student, student.forward
+        self.logits = torch.compile(lambda image: self.live(image)[0], dynamic=False)
+        student.forward = self  # type: ignore[method-assign, assignment]
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, dict]:
+        return (self.logits(image), {}) if self.student.training else self.live(image)
 
 
 def build_table(cfg: CfgNode, distiller: Distiller, data: ImageSet) -> TeacherTable | None:

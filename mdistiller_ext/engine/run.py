@@ -27,7 +27,14 @@ from ..teacher import (
     find_weights,
     load_weights,
 )
-from .build import build_autocast, build_distiller, build_optimizer, build_table, only_logits
+from .build import (
+    CompiledStudent,
+    build_autocast,
+    build_distiller,
+    build_optimizer,
+    build_table,
+    takes_features,
+)
 from .evaluation import fidelity, performance, predict
 from .events import Events, Progress
 from .folder import default_name, earlier_state, finished_record, plain
@@ -193,7 +200,8 @@ class Run:
             set_random_state(state["random"])
             print(f"{folder}: going on after epoch {len(self.history)}")
         self.table, self.tabled = None, None
-        takes_logits = not weights or only_logits(self.distiller, self.train_set)
+        features = takes_features(self.distiller, self.train_set)
+        takes_logits = "teacher" not in features
         if takes_logits and device.type == "cpu":
             # A third faster there; methods that reshape feature maps want the other layout.
             self.distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -205,6 +213,8 @@ class Run:
                 f"DISTILLER.TEACHER_TABLE: on, but {cfg.DISTILLER.TYPE} takes the teacher's "
                 f"features, which no table holds: expected auto or off"
             )
+        if cfg.SOLVER.COMPILE and not features:
+            CompiledStudent(self.distiller.student)
         self.random = random_state()  # beside other runs, what these draw is not this run's
         steps = -(-len(self.train_set) // cfg.SOLVER.BATCH_SIZE)
         self.meter = Meter(len(self.history) + 1, steps)

@@ -1,4 +1,4 @@
 """Where a teacher's weights come from, and the table of its outputs."""
 
-from .table import TabledTeacher, TeacherTable, default_root, needs_only_logits
+from .table import TabledTeacher, TeacherTable, default_root, features_taken
 from .weights import Weights, fetch_weights, find_weights, load_into, load_weights

@@ -313,20 +313,33 @@ class _Features(Mapping[str, Any]):
         return len(self._computed())
 
 
-def needs_only_logits(distiller: nn.Module, batch: Batch) -> bool:
-    """Whether a method takes nothing but the logits of its images from the teacher.
+def features_taken(distiller: nn.Module, batch: Batch) -> set[str]:
+    """Of which networks, "teacher" or "student", a method takes more than the logits of `batch`.
 
     Found by a training step's forward of a copy.
     """
-    trial = copy.deepcopy(distiller).train()
-    teacher = TabledTeacher(trial.teacher)  # type: ignore[arg-type]
+    trial: Any = copy.deepcopy(distiller).train()
+    tabled, student = TabledTeacher(trial.teacher), trial.student
+    asked: set[str] = set()
+    live: Any = student.forward
+
+    def watched(image: Tensor) -> tuple[Tensor, Mapping[str, Any]]:
+        logits, features = live(image)
+
+        def run() -> tuple[Tensor, Mapping[str, Any]]:
+            asked.add("student")
+            return logits, features
+
+        return logits, _Features(run)
+
     devices = [batch.image.device] if batch.image.is_cuda else []
     with torch.random.fork_rng(devices):
-        logits = trial.teacher(batch.image)[0].detach()  # type: ignore[operator]
-        teacher.live_calls = 0
-        for current in teacher.follow([batch], [logits]):
+        logits = trial.teacher(batch.image)[0].detach()
+        tabled.live_calls = 0
+        student.forward = watched
+        for current in tabled.follow([batch], [logits]):
             trial(image=current.image, target=current.target, index=current.index, epoch=1)
-    return teacher.live_calls == 0
+    return asked | ({"teacher"} if tabled.live_calls else set())
 
 
 def default_root() -> Path:
