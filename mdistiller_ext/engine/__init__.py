@@ -4,4 +4,4 @@ from .build import pick_device
 from .evaluation import fidelity, performance, predict
 from .folder import default_name
 from .replicas import World
-from .run import teacher_weights, train, train_many
+from .training import teacher_weights, train, train_many

@@ -117,10 +117,12 @@ class Progress:
         """Replace the bar by a line that stays."""
         assert self.bar is not None
         self.bar.close()
+        hits = epoch.get("teacher_table_hits")
+        table = "" if hits is None else f"table hits {hits:.0f} %  "
         terms = ", ".join(f"{k[5:]} {v:.3f}" for k, v in epoch.items() if k.startswith("loss_"))
         print(
             f"epoch {epoch['epoch']:>3}/{self.epochs}  loss {epoch['loss']:.3f} ({terms})  "
             f"train {epoch['train_top1']:.2f} %  test {epoch['test_top1']:.2f} %  "
-            f"{epoch['images_per_s']:.0f} images/s  run {self.left(epoch['epoch'])} left",
+            f"{epoch['images_per_s']:.0f} images/s  {table}run {self.left(epoch['epoch'])} left",
             flush=True,
         )

@@ -1,32 +1,21 @@
-"""One run, from a config to a folder with its checkpoints, events and record."""
+"""One run: what it is made of, its epochs, and what it leaves in its folder."""
 
-import shutil
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..config import load_cfg
 from ..data import ImageSet, get_dataset
 from ..distillers import Distiller
 from ..errors import ConfigError, RunError
-from ..files import load, save, write_atomically
+from ..files import save
 from ..seeding import epoch_generator, random_state, seed_everything, set_random_state
-from ..teacher import (
-    TabledTeacher,
-    TeacherTable,
-    Weights,
-    fetch_weights,
-    find_weights,
-    load_weights,
-)
+from ..teacher import TabledTeacher, TeacherTable, Weights
 from .build import (
     CompiledStudent,
     build_autocast,
@@ -37,79 +26,11 @@ from .build import (
 )
 from .evaluation import fidelity, performance, predict
 from .events import Events, Progress
-from .folder import default_name, earlier_state, finished_record, plain
+from .folder import finished_record, plain
 from .graph import DeviceSteps
 from .loop import Meter, learning_rate, train_epoch
 from .record import environment, method_facts, peak_memory, summary, write_record
 from .replicas import Replica, World
-
-
-def train(
-    cfg: CfgNode,
-    name: str,
-    device: torch.device,
-    *,
-    resume: bool = False,
-    world: World | None = None,
-) -> tuple[dict[str, Any], Path]:
-    """Train as a config says, in the folder LOG.PREFIX/EXPERIMENT.PROJECT/name.
-
-    The processes of `world`, each of which calls this, share every batch.
-
-    Returns:
-        The record and the folder.
-
-    Raises:
-        ConfigError: the folder holds a run already and `resume` is false, or that run's config or
-            teacher differs.
-        RunError: another process works in the folder, data or weights are not to be had, or the
-            loss became non-finite. What was saved stays as it is.
-    """
-    with opened(cfg, name, Common(device, world), resume=resume) as run:
-        return run.record if run.finished else run.go(), run.folder
-
-
-def train_many(
-    jobs: Sequence[tuple[CfgNode, str]], device: torch.device, *, resume: bool = False
-) -> list[dict[str, Any] | Exception]:
-    """Train several runs at once in this process, a step each in turn.
-
-    Each is the run that `train` would make of it, with its own folder, as long as its method
-    draws nothing from the global random generators. Data and teacher tables are shared. On a GPU
-    each run has a stream of its own, so that small networks fill the device together.
-
-    Args:
-        jobs: (config, name) of each run.
-
-    Returns:
-        Their records, in order; the exception of one that failed, which stops no other.
-    """
-    common = Common(device)
-    results: dict[int, dict[str, Any] | Exception] = {}
-    with ExitStack() as stack:
-        live = {}
-        for number, (cfg, name) in enumerate(jobs):
-            stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-            try:
-                with torch.cuda.stream(stream):
-                    job = opened(cfg, name, common, resume=resume, alone=False)
-                    run = stack.enter_context(job)
-                results[number] = run.record
-                if not run.finished:
-                    live[number] = run.advance(), stream
-            except Exception as error:
-                results[number] = error
-        while live:
-            for number, (steps, stream) in list(live.items()):
-                try:
-                    with torch.cuda.stream(stream):
-                        next(steps)
-                except StopIteration:
-                    del live[number]
-                except Exception as error:
-                    results[number] = error
-                    del live[number]
-    return [results[number] for number in range(len(jobs))]
 
 
 class Common:
@@ -137,34 +58,6 @@ class Common:
         if key not in self.tables:
             self.tables[key] = build_table(cfg, distiller, data)
         return self.tables[key]
-
-
-@contextmanager
-def opened(
-    cfg: CfgNode, name: str, common: Common, *, resume: bool, alone: bool = True
-) -> Iterator["Run"]:
-    """A run, new or as it was left, while its folder is locked."""
-    folder, world = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), common.world
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        state = None
-        if world.first:
-            try:
-                stack.enter_context(FileLock(folder / "lock", timeout=0))
-            except Timeout:
-                raise RunError(f"{folder} is in use by another process") from None
-            state = earlier_state(cfg, folder, resume)
-        weights = (
-            None if cfg.DISTILLER.TYPE == "NONE" else teacher_weights(cfg, common.device, world)
-        )
-        if world.tell(state is not None) and not world.first:
-            state = load(folder / "latest")
-        if state and weights and state["teacher_sha256"] != weights.sha256:
-            raise ConfigError(
-                f"{weights.file}: not the teacher that {folder} was trained with "
-                f"(sha256 {weights.sha256}, expected {state['teacher_sha256']})"
-            )
-        yield Run(cfg, folder, common, weights, state, alone)
 
 
 class Run:
@@ -200,7 +93,7 @@ class Run:
             set_random_state(state["random"])
             print(f"{folder}: going on after epoch {len(self.history)}")
         self.table, self.tabled = None, None
-        features = takes_features(self.distiller, self.train_set)
+        features = takes_features(self.distiller, self.train_set) if weights else set()
         takes_logits = "teacher" not in features
         if takes_logits and device.type == "cpu":
             # A third faster there; methods that reshape feature maps want the other layout.
@@ -420,41 +313,3 @@ class Run:
         }
         if self.world.first:
             write_record(self.folder / "record.json", self.record)
-
-
-def teacher_weights(cfg: CfgNode, device: torch.device, world: World | None = None) -> Weights:
-    """The teacher's weights: found, trained as DISTILLER.TEACHER_CFG says, or downloaded."""
-    wanted, file = (cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE), None
-    world = world or World()
-    if world.first:
-        file = find_weights(*wanted, checkpoint=cfg.DISTILLER.TEACHER_CKPT)
-        if not file and cfg.DISTILLER.TEACHER_CFG:
-            file = train_teacher(cfg, device)
-        file = file or fetch_weights(*wanted)
-    return load_weights(world.tell(file))
-
-
-def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
-    """Train the teacher and keep it, with its record, in `checkpoints/` of the working folder."""
-    name, dataset = cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE
-    places = ["LOG.PREFIX", cfg.LOG.PREFIX, "DATASET.ROOT", cfg.DATASET.ROOT]
-    teacher_cfg = load_cfg(cfg.DISTILLER.TEACHER_CFG, places)
-    trained = teacher_cfg.DISTILLER.STUDENT, teacher_cfg.DATASET.TYPE
-    if trained != (name, dataset):
-        raise ConfigError(
-            f"DISTILLER.TEACHER_CFG: {cfg.DISTILLER.TEACHER_CFG} trains {trained[0]} on "
-            f"{trained[1]}, expected {name} on {dataset}"
-        )
-    file = Path("checkpoints", dataset, f"{name}.pth")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):
-        if not file.exists():
-            print(f"no weights of {name} on {dataset} yet: training it first, {file} will keep it")
-            _, folder = train(teacher_cfg, default_name(teacher_cfg), device, resume=True)
-            for source, kept in (
-                ("record.json", file.with_suffix(".json")),
-                ("student_last", file),
-            ):
-                with (folder / source).open("rb") as content:
-                    write_atomically(kept, partial(shutil.copyfileobj, content))
-    return file
