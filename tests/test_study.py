@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -274,3 +275,19 @@ def test_a_study_runs_goes_on_and_survives_a_failure(study, workdir, capsys):
     assert "6 runs: 4 finished already, 2 to go" in capsys.readouterr().out
     records, left_out = collect(built)
     assert len(records) == 4 and len(left_out) == 2
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no Chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_opens_in_a_browser_without_a_console_error(study, workdir, width):
+    built = study()
+    stub_runs(built)
+    _, folder = write_report(built)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    flags += ["--no-first-run", "--disable-component-update", "--disable-sync", "--disable-quic"]
+    flags += ["--enable-logging=stderr", f"--user-data-dir={workdir / 'browser'}"]
+    flags += [f"--window-size={width},900", f"--screenshot={workdir / 'page.png'}"]
+    page = (folder / "report.html").resolve().as_uri()
+    result = subprocess.run(["chromium", *flags, page], capture_output=True, text=True, timeout=120)
+    assert (workdir / "page.png").stat().st_size > 10_000, result.stderr[-500:]
+    assert "CONSOLE" not in result.stderr

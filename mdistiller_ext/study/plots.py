@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..pruning import pruned_count, pruning_mask
@@ -22,7 +23,7 @@ WIDTH = 9.0  # inches
 
 def forest(study: Study, findings: Findings) -> Figure:
     """Paired differences to the baseline with their 95 % t intervals, and the claims."""
-    rows = [arm for arm in findings.arms if arm.to_baseline and arm.arm != study.baseline]
+    rows = [arm for arm in findings.arms if arm.to_baseline and arm.arm != study.alone]
     claimed = {(claim.student, claim.arm): claim.claimed for claim in findings.claims}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.4 + 0.42 * len(rows)), layout="constrained")
@@ -47,6 +48,7 @@ def forest(study: Study, findings: Findings) -> Figure:
             range(len(rows)),
             [f"{name} (n = {_n(arm)})" for name, arm in zip(names, rows, strict=True)],
         )
+        axes.margins(y=0.5 / len(rows) if rows else None)
         axes.invert_yaxis()
         axes.set_xlabel(f"top-1 of the last epoch minus that of {study.baseline}, points")
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
@@ -79,6 +81,7 @@ def by_epoch(
         if not axes.lines:
             return None
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(label)
         figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=11)
     return figure
@@ -115,6 +118,7 @@ def dat_groups(
             )
         axes.set_yscale("log")
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("KL(teacher ‖ student), nats")
         figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure

@@ -53,8 +53,10 @@ def write_report(study: Study, allowed: Iterable[str] = ()) -> tuple[str, Path]:
         for kind in ("svg", "png"):
             _write(folder / f"{name}.{kind}", _rendered(figure, kind))
     intro = _intro(records)
-    arms, claims = arm_table(study, findings), claim_table(findings)
-    markdown = _markdown(study, findings, intro, arms, claims, left_out)
+    tables = arm_tables(study, findings)
+    if findings.claims:
+        tables["Claims"] = claim_table(findings)
+    markdown = _markdown(study, findings, intro, tables, left_out)
     content = {
         "study": study.name,
         "intro": intro,
@@ -64,44 +66,57 @@ def write_report(study: Study, allowed: Iterable[str] = ()) -> tuple[str, Path]:
     texts = {
         "report.md": markdown,
         "report.json": json.dumps(content, indent=1),
-        "report.csv": arms.to_csv(index=False),
+        "report.csv": tables["Accuracy"]
+        .merge(tables["Paired differences, points"])
+        .to_csv(index=False),
         "runs.csv": runs.to_csv(index=False),
-        "report.tex": arms.to_latex(index=False, escape=True),
-        "report.html": _html(study, findings, intro, arms, claims, left_out, pictures),
+        "report.tex": "\n".join(t.to_latex(index=False, escape=True) for t in tables.values()),
+        "report.html": _html(study, findings, intro, tables, left_out, pictures),
     }
     for name, text in texts.items():
         _write(folder / name, text.encode())
     return markdown, folder
 
 
-def arm_table(study: Study, findings: Findings) -> pd.DataFrame:
-    """One row an arm, as the report shows it."""
-    rows = []
+def arm_tables(study: Study, findings: Findings) -> dict[str, pd.DataFrame]:
+    """Heading -> one row an arm, as the report shows it."""
+    accuracy, differences, others = [], [], []
     for arm in findings.arms:
-        top1 = arm.top1
-        rows.append(
+        top1, name = arm.top1, {"student": arm.student, "arm": arm.arm}
+        accuracy.append(
             {
-                "student": arm.student,
-                "arm": arm.arm,
+                **name,
                 "n": top1.n,
                 "top-1 (%)": f"{top1.mean:.2f}",
                 "sd": "" if top1.sd is None else f"{top1.sd:.2f}",
                 "95 % interval": _interval(top1.low, top1.high),
                 "best epoch (test-selected)": f"{arm.best:.2f}",
                 "gap": f"{arm.best - top1.mean:+.2f}",
-                f"to {study.baseline}": _difference(arm.to_baseline),
-                f"BCa to {study.baseline}": ""
-                if arm.to_baseline is None
-                else _interval(arm.to_baseline.bca_low, arm.to_baseline.bca_high),
-                f"to {study.alone}": _difference(arm.to_alone),
+            }
+        )
+        row = dict(name)
+        for other, found in ((study.baseline, arm.to_baseline), (study.alone, arm.to_alone)):
+            row[f"minus {other}"] = _difference(found)
+            row[f"BCa, minus {other}"] = (
+                "" if found is None else _interval(found.bca_low, found.bca_high)
+            )
+        differences.append(row)
+        others.append(
+            {
+                **name,
                 "agreement (%)": _number(arm.means.get("agreement"), 1),
                 "KL (nats)": _number(arm.means.get("kl"), 3),
                 "L2": _number(arm.means.get("l2"), 3),
+                "NLL (nats)": _number(arm.means.get("nll"), 3),
                 "ECE": _number(arm.means.get("ece"), 3),
-                "s/run": _number(arm.means.get("seconds"), 0),
+                "seconds a run": _number(arm.means.get("seconds"), 0),
             }
         )
-    return pd.DataFrame(rows)
+    return {
+        "Accuracy": pd.DataFrame(accuracy),
+        "Paired differences, points": pd.DataFrame(differences),
+        "Closeness to the teacher, calibration, cost": pd.DataFrame(others),
+    }
 
 
 def claim_table(findings: Findings) -> pd.DataFrame:
@@ -140,9 +155,9 @@ def _intro(records: dict[str, dict[str, Any]]) -> str:
 
 def _needed(findings: Findings) -> list[str]:
     return [
-        f"{student}: to see a difference of "
-        + ", ".join(f"{points} points with {n} seeds" for points, n in needed.items())
-        + " (80 % power, one test at 5 %)."
+        f"{student}: "
+        + ", ".join(f"a difference of {points} points takes {n}" for points, n in needed.items())
+        + " seeds, to be seen with 80 % power in one test at 5 %."
         for student, needed in findings.seeds_to_see.items()
     ]
 
@@ -151,15 +166,13 @@ def _markdown(
     study: Study,
     findings: Findings,
     intro: str,
-    arms: pd.DataFrame,
-    claims: pd.DataFrame,
+    tables: dict[str, pd.DataFrame],
     left_out: list[str],
 ) -> str:
     parts = [f"# Study {study.name}", intro]
     parts += [f"**Warning:** {text}" for text in findings.warnings]
-    parts += ["## Arms", arms.to_markdown(index=False, disable_numparse=True)]
-    if not claims.empty:
-        parts += ["## Claims", claims.to_markdown(index=False, disable_numparse=True)]
+    for heading, frame in tables.items():
+        parts += [f"## {heading}", frame.to_markdown(index=False, disable_numparse=True)]
     if needed := _needed(findings):
         parts += ["## Seeds that such a study needs", *needed]
     if left_out:
@@ -171,14 +184,13 @@ def _html(
     study: Study,
     findings: Findings,
     intro: str,
-    arms: pd.DataFrame,
-    claims: pd.DataFrame,
+    tables: dict[str, pd.DataFrame],
     left_out: list[str],
     pictures: dict[str, tuple[str, Figure]],
 ) -> str:
-    sections: list[tuple[str, list[str], str]] = [("Arms", [], arms.to_html(index=False, border=0))]
-    if not claims.empty:
-        sections.append(("Claims", [], claims.to_html(index=False, border=0)))
+    sections: list[tuple[str, list[str], str]] = [
+        (heading, [], t.to_html(index=False, border=0)) for heading, t in tables.items()
+    ]
     sections.append(("Seeds that such a study needs", _needed(findings), ""))
     template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True)
     return template.render(
