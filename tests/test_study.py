@@ -185,7 +185,7 @@ def test_records_that_cannot_be_believed_are_named_and_left_out(study):
     (jobs["DKD", 4].folder / "record.json").write_text("{")
     shutil.rmtree(jobs["DKD", 5].folder)
     shutil.copytree(jobs["DKD", 6].folder, jobs["DKD", 5].folder)
-    shutil.copytree(jobs["DKD", 6].folder, built.folder / "copy")
+    shutil.copytree(jobs["DKD", 6].folder, built.folder / "runs" / "copy")
     edit(jobs["LP", 0], name="other")
     records, left_out = collect(built)
     text = "\n".join(left_out)

@@ -23,6 +23,7 @@ KEYS = {
     "claims": dict,
 }
 OPTIONAL = {"options", "claims"}
+RUNS = "runs"  # the folder of the runs, in the study's
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
             cfg_file = file.parent / folder / node["cfg"]
             for seed in tree["seeds"]:
                 name = slug(f"{student},{arm},seed{seed}")
-                own = ["SOLVER.SEED", seed, "EXPERIMENT.NAME", name, "EXPERIMENT.PROJECT"]
-                own += [slug(tree["name"]), "LOG.PREFIX", str(output)]
+                own = ["SOLVER.SEED", seed, "EXPERIMENT.NAME", name, "EXPERIMENT.PROJECT", RUNS]
+                own += ["LOG.PREFIX", str(output / slug(tree["name"]))]
                 try:
                     cfg = load_cfg(cfg_file, [*common, *_pairs(node.get("options", {})), *own])
                 except ConfigError as error:

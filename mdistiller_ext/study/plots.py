@@ -58,10 +58,14 @@ def forest(study: Study, findings: Findings) -> Figure:
 def by_epoch(
     study: Study, records: dict[str, dict[str, Any]], student: str, key: str, label: str
 ) -> Figure | None:
-    """A metric by epoch: each arm's mean over seeds, and the band of mean ± sd."""
+    """A metric by epoch: each arm's mean over seeds, and the band of mean ± sd.
+
+    The axis fits the last three quarters of the run, where arms differ by little.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
         axes = figure.add_subplot()
+        low, high = np.inf, -np.inf
         for number, arm in enumerate(study.arms):
             values = [
                 [epoch[key] for epoch in records[job.name]["epochs"]]
@@ -75,11 +79,14 @@ def by_epoch(
             epochs, mean = np.arange(1, series.shape[1] + 1), series.mean(0)
             colour, line = COLOURS[number % len(COLOURS)], LINES[number // 2 % len(LINES)]
             axes.plot(epochs, mean, color=colour, ls=line, lw=2, label=f"{arm} (n = {len(series)})")
-            if len(series) > 1:
-                sd = series.std(0, ddof=1)
-                axes.fill_between(epochs, mean - sd, mean + sd, color=colour, alpha=0.15, lw=0)
+            sd = series.std(0, ddof=1) if len(series) > 1 else np.zeros_like(mean)
+            axes.fill_between(epochs, mean - sd, mean + sd, color=colour, alpha=0.15, lw=0)
+            late = slice(len(epochs) // 4, None)
+            low, high = min(low, (mean - sd)[late].min()), max(high, (mean + sd)[late].max())
         if not axes.lines:
             return None
+        margin = 0.05 * (high - low) or 0.5
+        axes.set_ylim(low - margin, high + margin)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(label)

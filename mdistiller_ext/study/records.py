@@ -12,7 +12,7 @@ from ..config import leaves
 from ..engine.folder import differences, plain
 from ..engine.record import digest, summary
 from ..errors import ConfigError
-from .plan import Study
+from .plan import RUNS, Study
 
 # What must be the same in all runs of a student, beside SOLVER (but for its seed) and DATASET.
 ENVIRONMENT = ("mdistiller_ext", "git_commit", "torch", "cuda", "device", "device_name")
@@ -35,7 +35,7 @@ def collect(study: Study) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The study's records by the name of their run, and one line for each that is left out."""
     jobs = {job.name: job for job in study.jobs}
     found, left_out = {}, []
-    for file in sorted(study.folder.glob("*/record.json")):
+    for file in sorted((study.folder / RUNS).glob("*/record.json")):
         try:
             record = json.loads(file.read_text())
             reason = _fault(record, file, jobs)
