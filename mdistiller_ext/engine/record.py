@@ -73,7 +73,9 @@ def peak_memory(device: torch.device) -> int:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    text = json.dumps({**record, "sha256": digest(record)}, indent=1)
+    """Write a record, with the sha256 of its content in it."""
+    record["sha256"] = digest(record)
+    text = json.dumps(record, indent=1)
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
