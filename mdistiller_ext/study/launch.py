@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..engine import train, train_many
+from ..engine import pick_device, train, train_many
 from ..errors import ConfigError, RunError
 from .plan import Job
 
@@ -70,16 +69,17 @@ def work(jobs: list[Job], device: str, threads: int) -> None:
     jobs[0].folder.mkdir(parents=True, exist_ok=True)
     with (jobs[0].folder / LOG).open("a") as log, redirect_stdout(log), redirect_stderr(log):
         try:
+            place = pick_device(device)
             if len(jobs) == 1:
-                train(jobs[0].cfg, jobs[0].name, torch.device(device), resume=True)
+                train(jobs[0].cfg, jobs[0].name, place, resume=True)
             else:
                 pairs = [(job.cfg, job.name) for job in jobs]
-                for result in train_many(pairs, torch.device(device), resume=True):
+                for result in train_many(pairs, place, resume=True):
                     if isinstance(result, Exception):
                         print(f"error: {result}")
         except (ConfigError, RunError, OSError) as error:
             print(f"error: {error}", flush=True)
-            os._exit(1)
+            sys.exit(1)
 
 
 def state(job: Job) -> tuple[str, int]:
