@@ -189,7 +189,8 @@ def _html(
     pictures: dict[str, tuple[str, Figure]],
 ) -> str:
     sections: list[tuple[str, list[str], str]] = [
-        (heading, [], t.to_html(index=False, border=0)) for heading, t in tables.items()
+        (heading, [], frame.to_html(index=False, border=0, classes=slug(heading)))
+        for heading, frame in tables.items()
     ]
     sections.append(("Seeds that such a study needs", _needed(findings), ""))
     template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True)
