@@ -66,6 +66,9 @@ def test_a_teacher_table_is_filled_once(tool, workdir):
 TEACHER = ["--cfg", str(ROOT / "configs" / "digits" / "dkd.yaml"), "DISTILLER.TEACHER_CKPT"]
 ERRORS = [
     (2, "train", ["--cfg", "no.yaml"], ["--cfg no.yaml: No such file or directory"]),
+    (2, "bench", ["--rounds", "0"], ["--rounds: 0 is not allowed, expected at least 1"]),
+    (2, "compare", ["run", "no.yaml"], ["no.yaml: No such file or directory"]),
+    (2, "compare", ["run", "no.yaml", "--jobs", "0"], ["--jobs: 0 is not allowed"]),
     (2, "train", [], ["the following arguments are required: --cfg"]),
     (2, "train", ["--cfg", DIGITS, "SOLVER.EPOCH", "2"], ["did you mean SOLVER.EPOCHS?"]),
     (2, "train", ["--cfg", DIGITS, "SOLVER.LR", "1"], ["SOLVER.LR: '1'", "expected float"]),
@@ -149,6 +152,6 @@ def test_an_unexpected_error_is_one_line_too(tool, monkeypatch):
 
 
 def test_help_shows_how_to_call_it(tool):
-    for name in ("train", "eval", "bench", "mdistiller_train", "teacher_table"):
+    for name in (file.stem for file in (ROOT / "tools").glob("*.py")):
         text = tool(name, "--help")[1]
         assert f"python tools/{name}.py" in text and "--debug" in text

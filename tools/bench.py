@@ -48,6 +48,11 @@ Work = Callable[[int], int]  # trains at least that many steps, and says how man
 
 
 def main(args: argparse.Namespace) -> None:
+    for name in ("batch", "steps", "rounds", "runs"):
+        if getattr(args, name) < 1:
+            raise ConfigError(
+                f"--{name}: {getattr(args, name)} is not allowed, expected at least 1"
+            )
     device = pick_device(args.device)
     bench = Bench(args, device)
     if args.grow:

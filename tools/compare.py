@@ -19,6 +19,10 @@ from mdistiller_ext.study.plan import read_study
 
 
 def main(args: argparse.Namespace) -> None:
+    for name in ("jobs", "together"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name}: {value} is not allowed, expected at least 1")
     study = read_study(args.study, args.output, args.opts)
     if args.action == "report":
         try:
