@@ -22,11 +22,10 @@ def get_cfg() -> CN:
 
     What differs from the toolkit: LOG.WANDB is off. Keys of this project alone: DATASET.ROOT,
     DISTILLER.TEACHER_CKPT, .TEACHER_CFG, .TEACHER_TABLE, .TEACHER_TABLE_DTYPE,
-    .TEACHER_TABLE_ROOT, .SOURCE and .FIX_UPSTREAM, SOLVER.SEED, .AMP, .COMPILE, .SYNC_BN
-    and .CUDA_GRAPH,
-    and the nodes of its methods. DATASET.NUM_WORKERS and
-    LOG.TENSORBOARD_FREQ are accepted and have no effect. The nodes of the toolkit's other methods
-    are added by `load_cfg` where they are asked for.
+    .TEACHER_TABLE_ROOT, .SOURCE and .FIX_UPSTREAM, SOLVER.SEED, .AMP, .COMPILE, .SYNC_BN and
+    .CUDA_GRAPH, and the nodes of its methods. DATASET.NUM_WORKERS and LOG.TENSORBOARD_FREQ are
+    accepted and have no effect. The nodes of the toolkit's other methods are added by `load_cfg`
+    where they are asked for.
     """
     cfg = CN()
     cfg.EXPERIMENT = CN({"PROJECT": "distill", "NAME": "", "TAG": "default"})

@@ -90,9 +90,9 @@ def test_two_processes_resume(workdir):
 
 def test_each_image_is_in_one_process_and_batches_keep_their_order():
     keys = torch.randperm(53)
-    parts = [World(rank, 3).divide(keys, 16) for rank in range(3)]
+    parts = [World(rank, 3).divide([keys], 16) for rank in range(3)]
     assert [sizes for _, sizes in parts] == [[6, 6, 6, 2], [5, 5, 5, 2], [5, 5, 5, 1]]
-    steps = zip(*(part.split(sizes) for part, sizes in parts), strict=True)
+    steps = zip(*(part.split(sizes) for (part,), sizes in parts), strict=True)
     assert torch.equal(torch.cat([torch.cat(step) for step in steps]), keys)
 
 
@@ -100,11 +100,11 @@ def test_a_batch_too_small_to_share_is_refused_by_all():
     for rank in range(3):
         message = r"BATCH_SIZE: 16 .* a batch of 2 images for 3 processes"
         with pytest.raises(ConfigError, match=message):
-            World(rank, 3).divide(torch.arange(50), 16)
+            World(rank, 3).divide([torch.arange(50)], 16)
 
 
 def test_alone_nothing_is_divided():
-    keys, sizes = World().divide(torch.arange(50), 16)
+    (keys,), sizes = World().divide([torch.arange(50)], 16)
     assert keys.tolist() == list(range(50)) and sizes == [16, 16, 16, 2]
     World().merge(Meter(1, 4))
     assert World().tell("x") == "x" and World().first

@@ -171,6 +171,11 @@ def test_pairs_are_the_seeds_that_both_have(study):
     assert (lp.top1.n, lp.to_baseline.n) == (7, 6)
     before = next(arm for arm in whole.arms if arm.arm == "LP")
     assert lp.to_baseline.mean == pytest.approx(before.to_baseline.mean, abs=0.1)
+    claims = [claim.corrected_p for claim in findings.claims]
+    for job in built.jobs:
+        records.pop(job.name) if job.arm == "EAT" else None
+    (alone,) = analyse(built, table(built, records)).claims
+    assert alone.corrected_p == claims[1] == 2 * alone.found.p  # the family stays one of two
     assert sorted(left_out) == ["resnet8,DKD,seed5: has not run", "resnet8,LP,seed2: has not run"]
 
 

@@ -88,9 +88,8 @@ class ImageSet:
                 the crop at (dy, dx) of the padded image.
         """
         height, width = (side - 2 * self.padding for side in self.padded.shape[2:])
-        windows = self.padded.unfold(2, height, 1).unfold(
-            3, width, 1
-        )  # a view: (N, 3, dy, dx, ...)
+        # Strides only, nothing is copied: (N, 3, dy, dx, height, width).
+        windows = self.padded.unfold(2, height, 1).unfold(3, width, 1)
         place, flip = view // self._mirrors, (view % self._mirrors).bool()
         pixels = windows.permute(0, 2, 3, 1, 4, 5)[
             index, place // self._offsets, place % self._offsets

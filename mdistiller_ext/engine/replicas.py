@@ -5,6 +5,7 @@ the global one, whatever their number.
 """
 
 import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class World:
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
         self.shares: list[int] = []
+        self.steps: Iterator[list[int]] = iter(())
 
     @classmethod
     def join(cls) -> "World":
@@ -43,16 +45,19 @@ class World:
     def first(self) -> bool:
         return self.rank == 0
 
-    def divide(self, keys: Tensor, batch_size: int) -> tuple[Tensor, list[int]]:
-        """This process's part of an epoch's keys (N,), and the sizes of its batches."""
-        smallest = len(keys) % batch_size or batch_size
+    def divide(self, keys: Sequence[Tensor], batch_size: int) -> tuple[list[Tensor], list[int]]:
+        """This process's part of each of an epoch's keys (N,), and the sizes of its batches."""
+        smallest = len(keys[0]) % batch_size or batch_size
         if smallest < self.size:
             raise ConfigError(
                 f"SOLVER.BATCH_SIZE: {batch_size} is not allowed: it leaves a batch of {smallest} "
                 f"images for {self.size} processes"
             )
-        parts = [part.tensor_split(self.size)[self.rank] for part in keys.split(batch_size)]
-        return torch.cat(parts), [len(part) for part in parts]
+        cut = [[b.tensor_split(self.size) for b in key.split(batch_size)] for key in keys]
+        shares = [[len(part) for part in batch] for batch in cut[0]]
+        self.steps = iter(shares)
+        own = [torch.cat([batch[self.rank] for batch in key]) for key in cut]
+        return own, [batch[self.rank] for batch in shares]
 
     def tell(self, content: Any) -> Any:
         """The first process's `content`, in all of them."""
@@ -62,13 +67,10 @@ class World:
         dist.broadcast_object_list(box)
         return box[0]
 
-    def meet(self, images: int, device: torch.device) -> float:
-        """Begin a step: learn the shares. Returns the weight of this process's mean."""
-        counts = torch.zeros(self.size, dtype=torch.int64, device=device)
-        counts[self.rank] = images
-        dist.all_reduce(counts)
-        self.shares = counts.tolist()
-        return images * self.size / sum(self.shares)
+    def meet(self) -> float:
+        """Begin the epoch's next step. Returns the weight of this process's mean in it."""
+        self.shares = next(self.steps)
+        return self.shares[self.rank] * self.size / sum(self.shares)
 
     def gather(self, values: Tensor) -> tuple[Tensor, slice]:
         """The values (B,) of the whole batch, in its order, and where this process's are."""
@@ -117,9 +119,9 @@ class Replica(nn.Module):
     def monitor(self) -> dict[str, Tensor]:
         return getattr(self.parallel.module, "monitor", {})
 
-    def forward(self, *, target: Tensor, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        weight = self.world.meet(len(target), target.device)
-        logits, losses = self.parallel(target=target, **inputs)
+    def forward(self, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        weight = self.world.meet()
+        logits, losses = self.parallel(**inputs)
         return logits, {name: weight * loss.mean() for name, loss in losses.items()}
 
 

@@ -181,7 +181,7 @@ class Run:
         lr = learning_rate(epoch, solver.LR, solver.LR_DECAY_STAGES, solver.LR_DECAY_RATE)
         start = time.perf_counter()
         keys = self.train_set.draw(epoch_generator(solver.SEED, epoch))
-        (index, sizes), (view, _) = (self.world.divide(key, solver.BATCH_SIZE) for key in keys)
+        (index, view), sizes = self.world.divide(keys, solver.BATCH_SIZE)
         answers, hits = None, {}
         if self.table:
             before = self.table.hits

@@ -102,10 +102,10 @@ def _claims(study: Study, runs: pd.DataFrame) -> tuple[list[Claim], list[str]]:
             else:
                 family.append((student, arm, points, found))
     tested = [claim for claim in family if claim[3].p is not None]
-    corrected = dict(
-        zip((claim[:2] for claim in tested), holm([c[3].p or 0.0 for c in tested]), strict=True)
-    )
     size = sum(len(claims) for claims in study.claims.values())
+    # A claim without runs yet counts as one that failed: the family does not shrink.
+    p_values = [claim[3].p or 0.0 for claim in tested] + [1.0] * (size - len(tested))
+    corrected = dict(zip((claim[:2] for claim in tested), holm(p_values), strict=False))
     for student, arm, _, found in family:
         if smallest_p(found.n, size) > ALPHA:
             least, corrected_least = smallest_p(found.n), smallest_p(found.n, size)
