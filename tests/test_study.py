@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from mdistiller_ext.engine.folder import plain
 from mdistiller_ext.engine.record import summary, write_record
 from mdistiller_ext.errors import ConfigError, RunError
 from mdistiller_ext.study.analysis import analyse
-from mdistiller_ext.study.launch import run_jobs
+from mdistiller_ext.study.launch import processes, run_jobs
 from mdistiller_ext.study.plan import read_study
 from mdistiller_ext.study.records import check_conditions, collect, table
 from mdistiller_ext.study.report import write_report
@@ -268,14 +269,14 @@ def test_a_study_runs_goes_on_and_survives_a_failure(study, workdir, capsys):
     }
     options = ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
     built = study(*options, arms=arms, seeds=[0, 1], claims={}, options={"SOLVER.EPOCHS": 1})
-    failed = run_jobs(built.jobs, CPU, processes=2, together=1)
+    failed = run_jobs(built.jobs, partial(processes, device=CPU, count=2))
     assert sorted(failed) == ["resnet8,broken,seed0", "resnet8,broken,seed1"]
     assert "not finite" in failed["resnet8,broken,seed0"]
     done = [job for job in built.jobs if job.arm != "broken"]
     times = [(job.folder / "record.json").stat().st_mtime_ns for job in done]
     weights = [torch.load(job.folder / "student_last", weights_only=True) for job in done]
     assert len(weights) == 4
-    run_jobs(built.jobs, CPU, processes=1, together=3)
+    run_jobs(built.jobs, partial(processes, device=CPU, count=1), together=3)
     assert times == [(job.folder / "record.json").stat().st_mtime_ns for job in done]
     assert "6 runs: 4 finished already, 2 to go" in capsys.readouterr().out
     records, left_out = collect(built)

@@ -1,6 +1,7 @@
 """Run a study, and say what can be concluded from it.
 
     python tools/compare.py run STUDY.yaml [--jobs N] [--together K] [KEY VALUE ...]
+    python tools/compare.py run STUDY.yaml --launcher ray [--address HOST:PORT] [--gpus 0.25]
     python tools/compare.py report STUDY.yaml [--allow CONDITION] [KEY VALUE ...]
 
 Runs that are finished are never repeated; those that stopped go on. KEY VALUE pairs, as
@@ -8,6 +9,7 @@ DATASET.ROOT, must be the same for both.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ import torch
 from mdistiller_ext.command import run_tool
 from mdistiller_ext.engine import pick_device
 from mdistiller_ext.errors import ConfigError, RunError
+from mdistiller_ext.study.launch import Launcher, processes, run_jobs
 from mdistiller_ext.study.plan import read_study
 
 
@@ -32,15 +35,27 @@ def main(args: argparse.Namespace) -> None:
         text, folder = write_report(study, args.allow)
         print(f"{text}\nreport: {folder / 'report.html'}")
         return
-    from mdistiller_ext.study.launch import run_jobs
-
-    device = pick_device(args.device)
-    cuda = device.type == "cuda"
-    processes = args.jobs or (1 if cuda else max(1, torch.get_num_threads()))
-    failed = run_jobs(study.jobs, device, processes, args.together or (16 if cuda else 1))
+    cuda = args.gpus > 0 if args.launcher == "ray" else pick_device(args.device).type == "cuda"
+    launcher = on_cluster(args, cuda) if args.launcher == "ray" else on_machine(args, cuda)
+    failed = run_jobs(study.jobs, launcher, args.together or (16 if cuda else 1))
     if failed:
         raise RunError("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
     print(f"all runs are finished: python tools/compare.py report {args.study}")
+
+
+def on_machine(args: argparse.Namespace, cuda: bool) -> Launcher:
+    count = args.jobs or (1 if cuda else max(1, torch.get_num_threads()))
+    return partial(processes, device=pick_device(args.device), count=count)
+
+
+def on_cluster(args: argparse.Namespace, cuda: bool) -> Launcher:
+    try:
+        from mdistiller_ext.study.cluster import ray_tasks
+    except ImportError as error:
+        raise ConfigError(f"--launcher ray: {error}: pip install 'mdistiller-ext[ray]'") from error
+    return partial(
+        ray_tasks, address=args.address, device="cuda" if cuda else "cpu", gpus=args.gpus
+    )
 
 
 if __name__ == "__main__":
@@ -52,6 +67,13 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, default=Path("output", "studies"), metavar="FOLDER")
     parser.add_argument("--jobs", type=int, help="processes at once (default: one a core, or 1)")
     parser.add_argument("--together", type=int, help="runs a process trains at once (GPU: 16)")
+    parser.add_argument("--launcher", choices=["processes", "ray"], default="processes")
+    parser.add_argument(
+        "--address", help="of a Ray cluster (default: one that runs here, or a new)"
+    )
+    parser.add_argument(
+        "--gpus", type=float, default=0.0, help="of Ray, for a process: 1, 0.25, .."
+    )
     parser.add_argument("--allow", action="append", default=[], metavar="CONDITION")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings of every run")

@@ -1,13 +1,13 @@
-"""Running a study's jobs: a process each, as many at once as the machine allows."""
+"""Running a study's jobs: which are left, who runs them, how far they are, what went wrong."""
 
 import json
 import multiprocessing
 import sys
+import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,16 +20,17 @@ from .plan import Job
 LOG = "log.txt"
 PATIENCE = 1.0  # seconds between two looks at the running records
 
+# Runs groups of jobs, each group in one process; yields how many jobs ended since the last time,
+# at least every PATIENCE.
+Launcher = Callable[[Sequence[list[Job]]], Iterator[int]]
 
-def run_jobs(
-    jobs: Sequence[Job], device: torch.device, processes: int, together: int
-) -> dict[str, str]:
+
+def run_jobs(jobs: Sequence[Job], launcher: Launcher, together: int = 1) -> dict[str, str]:
     """Run what is not finished; a run that stopped goes on, one that fails stops no other.
 
     A run prints to `log.txt` in its folder.
 
     Args:
-        processes: how many at once; on a CPU they divide its threads.
         together: runs that one process trains at once, for a GPU.
 
     Returns:
@@ -37,30 +38,41 @@ def run_jobs(
     """
     left = [job for job in jobs if state(job)[0] != "finished"]
     print(f"{len(jobs)} runs: {len(jobs) - len(left)} finished already, {len(left)} to go")
-    pending = deque(left[i : i + together] for i in range(0, len(left), together))
-    threads = max(1, torch.get_num_threads() // processes)
+    groups = [left[i : i + together] for i in range(0, len(left), together)]
+    epochs, done = sum(job.cfg.SOLVER.EPOCHS for job in left), 0
+    before = sum(state(job)[1] for job in left)
+    # `initial` is left out of the time that tqdm foresees: it was not trained now.
+    with tqdm(
+        total=epochs, initial=before, desc="study", unit=" epochs", disable=not sys.stderr.isatty()
+    ) as bar:
+        for ended in launcher(groups):
+            done += ended
+            states = [state(job) for job in left]
+            bar.update(sum(trained for _, trained in states) - bar.n)
+            failed = sum(status == "failed" for status, _ in states)
+            bar.set_postfix_str(f"{done} of {len(left)} runs, {failed} failed")
+    return {job.name: _reason(job) for job in left if state(job)[0] != "finished"}
+
+
+def processes(groups: Sequence[list[Job]], device: torch.device, count: int) -> Iterator[int]:
+    """A Launcher: `count` processes of this machine; on a CPU they divide its threads."""
+    pending = deque(groups)
+    threads = max(1, torch.get_num_threads() // count)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     running: dict[Any, tuple[Any, list[Job]]] = {}
-    epochs = sum(job.cfg.SOLVER.EPOCHS for job in left)
-    with tqdm(total=epochs, desc="study", unit=" epochs", disable=not sys.stderr.isatty()) as bar:
-        done = 0
-        before = sum(state(job)[1] for job in left)
-        bar.update(before)
-        while pending or running:
-            while pending and len(running) < processes:
-                group = list(pending.popleft())
-                process = context.Process(target=work, args=(group, str(device), threads))
-                process.start()
-                running[process.sentinel] = process, group
-            for sentinel in wait(list(running), PATIENCE):
-                process, group = running.pop(sentinel)
-                process.join()
-                done += len(group)
-            bar.update(sum(state(job)[1] for job in left) - bar.n)
-            failed = sum(state(job)[0] == "failed" for job in left)
-            bar.set_postfix_str(f"{done} of {len(left)} runs, {failed} failed")
-    return {job.name: _reason(job) for job in left if state(job)[0] != "finished"}
+    while pending or running:
+        while pending and len(running) < count:
+            group = pending.popleft()
+            process = context.Process(target=work, args=(group, str(device), threads))
+            process.start()
+            running[process.sentinel] = process, group
+        ended = 0
+        for sentinel in wait(list(running), PATIENCE):
+            process, group = running.pop(sentinel)
+            process.join()
+            ended += len(group)
+        yield ended
 
 
 def work(jobs: list[Job], device: str, threads: int) -> None:
@@ -77,9 +89,10 @@ def work(jobs: list[Job], device: str, threads: int) -> None:
                 for result in train_many(pairs, place, resume=True):
                     if isinstance(result, Exception):
                         print(f"error: {result}")
-        except (ConfigError, RunError, OSError) as error:
-            print(f"error: {error}", flush=True)
-            sys.exit(1)
+        except Exception as error:
+            if not isinstance(error, (ConfigError, RunError, OSError)):
+                traceback.print_exc()
+            print(f"error: {error or type(error).__name__}")
 
 
 def state(job: Job) -> tuple[str, int]:
@@ -102,4 +115,4 @@ def _reason(job: Job) -> str:
     log = job.folder / LOG
     lines = log.read_text().splitlines() if log.exists() else []
     errors = [line for line in lines if line.startswith("error: ")]
-    return errors[-1].removeprefix("error: ") if errors else f"its process ended; see {Path(log)}"
+    return errors[-1].removeprefix("error: ") if errors else f"its process ended; see {log}"
