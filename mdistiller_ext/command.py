@@ -1,6 +1,7 @@
 """How the command-line tools fail: one clear line and an exit status."""
 
 import argparse
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,14 +13,18 @@ from .errors import ConfigError, RunError
 def run_tool(
     main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser
 ) -> NoReturn:
-    """Parse the arguments, run `main`, exit: 0, 2 for bad arguments or config, 1 for a failure."""
+    """Parse the arguments, run `main`, exit.
+
+    The status is 0, 2 for bad arguments or config, 1 for a failure, 128 + a signal's number.
+    """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_intermixed_args()
     status, message = 0, ""
     try:
         main(args)
-    except KeyboardInterrupt:
-        status, message = 130, "interrupted"
+    except KeyboardInterrupt as stop:
+        status = 128 + getattr(stop, "signum", signal.SIGINT)
+        message = str(stop) or "interrupted"
     except Exception as error:
         status, message = 2 if isinstance(error, ConfigError) else 1, str(error)
         if not isinstance(error, (ConfigError, RunError, OSError)):

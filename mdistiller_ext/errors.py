@@ -7,3 +7,11 @@ class ConfigError(ValueError):
 
 class RunError(RuntimeError):
     """A run that could not start or go on: exit status 1."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the process to stop: exit status 128 and the signal's number, as a shell's."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum

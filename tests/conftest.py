@@ -1,7 +1,10 @@
 """What several tests share: the real data and toolkit where they are, small configs on digits."""
 
 import importlib
+import os
+import signal
 import sys
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -11,7 +14,8 @@ import torch
 from mdistiller_ext import cifar_model_dict, register
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import cifar100
-from mdistiller_ext.errors import ConfigError
+from mdistiller_ext.engine.loop import Meter
+from mdistiller_ext.errors import ConfigError, Stopped
 from mdistiller_ext.teacher import load_into, load_weights
 from mdistiller_ext.toolkit.locate import find_toolkit
 
@@ -113,3 +117,20 @@ def theirs(name):
     config = importlib.import_module("mdistiller.engine.cfg").CFG.clone()
     config.defrost()
     return importlib.import_module("mdistiller.distillers").distiller_dict[name], config
+
+
+@contextmanager
+def signal_at(epoch, step, signum=signal.SIGTERM):
+    """Within it, a signal comes in the middle of a step, and stops what runs."""
+    count = Meter.count
+
+    def counted(self, images):
+        if (self.epoch, self.step) == (epoch, step - 1):
+            os.kill(os.getpid(), signum)
+        count(self, images)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as stopped:
+        patch.setattr(Meter, "count", counted)
+        yield stopped
+    assert stopped.value.signum == signum
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -45,12 +45,12 @@ def train(name, on_device, with_table, device=CPU):
         lr = learning_rate(epoch, cfg.SOLVER.LR, cfg.SOLVER.LR_DECAY_STAGES, 0.1)
         index, view = data.draw(epoch_generator(0, epoch))
         answers = torch.randn(22, 10, generator=epoch_generator(1, epoch)).to(device)
+        meter.start(epoch)
         if on_device:
             list(steps.epoch(epoch, lr, index, view, answers if tabled else None))
         else:
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            meter.start(epoch)
             batches = data.batches(index, view, 8)
             if tabled:
                 batches = tabled.follow(batches, answers.split(8))

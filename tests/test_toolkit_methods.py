@@ -4,14 +4,13 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import CPU, ROOT, batches, networks, theirs
+from conftest import CPU, ROOT, batches, networks, signal_at, theirs
 
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import cifar100
 from mdistiller_ext.engine import train
 from mdistiller_ext.engine.build import build_distiller, build_optimizer
 from mdistiller_ext.engine.loop import Meter, train_epoch
-from mdistiller_ext.engine.run import Run
 from mdistiller_ext.errors import ConfigError, RunError
 from mdistiller_ext.models import cifar_model_dict
 from mdistiller_ext.teacher import Weights, load_weights
@@ -166,19 +165,11 @@ def test_source_says_whose_method_runs(toolkit, digits_cfg, name):
 CRD = ["DISTILLER.TYPE", "CRD", "CRD.FEAT.STUDENT_DIM", "64", "CRD.FEAT.TEACHER_DIM", "64"]
 
 
-def test_crd_resumes_to_the_same_weights(toolkit, digits_cfg, monkeypatch):
+def test_crd_resumes_to_the_same_weights(toolkit, digits_cfg):
     """Its memory, embeddings and contrastive samples go on where they stopped."""
     cfg = digits_cfg("kd", *CRD, "CRD.NCE.K", "64")
     _, whole = train(cfg, "whole", CPU)
-    save = Run._save
-
-    def stop_after_one(self, history):
-        if len(history) == 2:
-            raise KeyboardInterrupt
-        save(self, history)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "_save", stop_after_one)
+    with signal_at(2, 4):
         train(cfg, "parts", CPU)
     _, parts = train(cfg, "parts", CPU, resume=True)
     states = [torch.load(f / "latest", weights_only=True)["model"] for f in (whole, parts)]

@@ -66,23 +66,23 @@ class DeviceSteps:
     def epoch(
         self, epoch: int, lr: float, index: Tensor, view: Tensor, answers: Tensor | None
     ) -> Iterator[None]:
-        """The steps of an epoch, one each time that the iterator is advanced.
+        """The steps of an epoch that the meter has not seen, one each time it is advanced.
 
         Args:
-            index, view: the epoch's order and views, (N,).
-            answers: the teacher's logits in that order, (N, C), where there is a table.
+            index, view: the order and the views of the epoch's last M images, (M,).
+            answers: the teacher's logits in that order, (M, C), where there is a table.
         """
         self.distiller.train()
-        self.index.copy_(index)
-        self.view.copy_(view)
+        first = len(self.index) - len(index)
+        self.index[first:] = index
+        self.view[first:] = view
         if answers is not None:
-            self.answers.copy_(answers)
-        self.cursor.zero_()
+            self.answers[first:] = answers
+        self.cursor.fill_(first)
         self.lr.fill_(lr)
         for name, value in self.distiller.schedule(epoch).items():
             self.settings[name].fill_(value)
-        self.meter.start(epoch)
-        for size in self.sizes:
+        for size in self.sizes[self.meter.step :]:
             if self.graphs:
                 self.graphs[size].replay()
             else:

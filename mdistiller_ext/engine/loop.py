@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,28 @@ class Meter:
     @property
     def images(self) -> int:
         return sum(self.sizes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch so far, if it has begun."""
+        if not self.sizes:
+            return {}
+        tensors = {"terms": self.terms, "position": self.position, "totals": self.totals}
+        return {"sizes": self.sizes, "names": self.names, **tensors}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on in the epoch that was started, where `state_dict` was taken."""
+        if not state:
+            return
+        self.sizes = list(state["sizes"])
+        if not self.names:
+            self.names = list(state["names"])
+            self.terms, self.position = state["terms"].to(device), state["position"].to(device)
+            self.totals = {name: total.to(device) for name, total in state["totals"].items()}
+            return
+        self.terms.copy_(state["terms"])
+        self.position.copy_(state["position"])
+        for name, total in state["totals"].items():
+            self.totals[name].copy_(total)
 
     def update(
         self, target: Tensor, logits: Tensor, losses: dict[str, Tensor], monitor: dict[str, Tensor]

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from ..data import ImageSet, get_dataset
 from ..distillers import Distiller
-from ..errors import ConfigError, RunError
+from ..errors import ConfigError, RunError, Stopped
 from ..files import save
 from ..seeding import epoch_generator, random_state, seed_everything, set_random_state
 from ..teacher import TabledTeacher, TeacherTable, Weights
@@ -31,13 +31,14 @@ from .graph import DeviceSteps
 from .loop import Meter, learning_rate, train_epoch
 from .record import environment, method_facts, peak_memory, summary, write_record
 from .replicas import Replica, World
+from .stop import StopSignals
 
 
 class Common:
-    """What the runs of one process share: the data on the device, and the teacher tables."""
+    """What the runs of one process share: data on the device, teacher tables, being stopped."""
 
-    def __init__(self, device: torch.device, world: World | None = None) -> None:
-        self.device, self.world = device, world or World()
+    def __init__(self, device: torch.device, stop: StopSignals, world: World | None = None) -> None:
+        self.device, self.stop, self.world = device, stop, world or World()
         self.sets: dict[tuple[str, str], tuple[ImageSet, ImageSet]] = {}
         self.tables: dict[tuple[str, ...], TeacherTable | None] = {}
 
@@ -74,7 +75,7 @@ class Run:
     ) -> None:
         self.cfg, self.folder, self.weights, self.alone = cfg, folder, weights, alone
         self.device = device = common.device
-        self.world = common.world
+        self.stop, self.world = common.stop, common.world
         self.history: list[dict[str, float]] = []
         earlier = finished_record(folder) if state else None
         self.finished = earlier is not None
@@ -91,7 +92,6 @@ class Run:
             self.optimizer.load_state_dict(state["optimizer"])
             self.history = state["history"]
             set_random_state(state["random"])
-            print(f"{folder}: going on after epoch {len(self.history)}")
         self.table, self.tabled = None, None
         features = takes_features(self.distiller, self.train_set) if weights else set()
         takes_logits = "teacher" not in features
@@ -117,6 +117,13 @@ class Run:
         self.captured = None
         if device.type == "cuda" and cfg.SOLVER.CUDA_GRAPH and not self.replica:
             self.captured = self._capture()
+        # What an epoch that was stopped in the middle had summed, and the seconds it had taken.
+        self.meter.start(len(self.history) + 1)
+        self.spent = 0.0
+        if state:
+            self.meter.load_state_dict(state["meter"], device)
+            self.spent = state["spent"]
+            print(f"{folder}: going on after {self._progress()}")
         self.logits_teacher = self._predict(self.distiller.teacher) if weights else None
         self.record = {
             "name": folder.name,
@@ -138,7 +145,7 @@ class Run:
             pass
         return self.record
 
-    def advance(self) -> Iterator[None]:
+    def advance(self) -> Generator[None, None, None]:
         """The rest of the run, a step each time that the iterator is advanced."""
         cfg = self.cfg
         if self.device.type == "cuda":
@@ -155,22 +162,32 @@ class Run:
         try:
             for epoch in range(first, cfg.SOLVER.EPOCHS + 1):
                 metrics = yield from self._epoch(epoch, progress)
+                self.meter.start(epoch + 1)
+                self.spent = 0.0
                 self._save([*self.history, metrics])
                 self.history.append(metrics)
                 self._write_record("running")
                 if events:
                     events.add(self.history[-1])
                     progress.close(self.history[-1])
+                # Processes of one run stop together, which they can here.
+                self.stop.signum = self.world.tell(self.stop.signum)
+                if epoch < cfg.SOLVER.EPOCHS:
+                    self.stop.check()
             self._write_record("finished")
         except BaseException as error:
-            kept = f"{self.folder} keeps the state after epoch {len(self.history)}"
             stopped = isinstance(error, (KeyboardInterrupt, GeneratorExit))
             with suppress(RunError):  # a full disk must not hide what happened first
+                if self.meter.step and isinstance(error, (Stopped, GeneratorExit)):
+                    save(self._state(self.history), self.folder / "latest")
                 self._write_record("interrupted" if stopped else "failed", error=str(error))
+            kept = f"{self.folder} keeps the state after {self._progress()}"
             if isinstance(error, RunError):
                 raise RunError(f"{error}; {kept}") from error
-            if stopped:
-                print(f"{kept}; --resume goes on from there")
+            if isinstance(error, Stopped):
+                raise Stopped(
+                    f"{error}; {kept}: --resume goes on from there", error.signum
+                ) from None
             raise
         finally:
             if events:
@@ -179,18 +196,26 @@ class Run:
     def _epoch(self, epoch: int, progress: Progress) -> Generator[None, None, dict[str, float]]:
         solver = self.cfg.SOLVER
         lr = learning_rate(epoch, solver.LR, solver.LR_DECAY_STAGES, solver.LR_DECAY_RATE)
-        start = time.perf_counter()
+        start = time.perf_counter() - self.spent
         keys = self.train_set.draw(epoch_generator(solver.SEED, epoch))
         (index, view), sizes = self.world.divide(keys, solver.BATCH_SIZE)
+        index, view = index[self.meter.images :], view[self.meter.images :]
         answers, hits = None, {}
         if self.table:
             before = self.table.hits
             with progress.filling(len(index)) as bar:
-                answers = self.table.logits(index, view, bar.update)
-            hits["teacher_table_hits"] = 100 * (self.table.hits - before) / len(index)
+
+                def told(count: int) -> None:
+                    bar.update(count)
+                    self._stop_here()
+
+                answers = self.table.logits(index, view, told)
+            hits["teacher_table_hits"] = 100 * (self.table.hits - before) / max(1, len(index))
         progress.open(epoch)
-        for _ in self._steps(epoch, lr, index, view, answers, sizes):
+        for _ in self._steps(epoch, lr, index, view, answers, sizes[self.meter.step :]):
             progress(self.meter)
+            self.spent = time.perf_counter() - start
+            self._stop_here()
             yield
         train_metrics = self.meter.read()
         seconds = time.perf_counter() - start
@@ -221,7 +246,6 @@ class Run:
             return
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.meter.start(epoch)
         batches = self.train_set.batches(index, view, sizes)
         if self.tabled and answers is not None:
             batches = self.tabled.follow(batches, answers.split(sizes))
@@ -279,27 +303,41 @@ class Run:
             **{f"test_{key}": value for key, value in measured.items()},
         }
 
+    def _stop_here(self) -> None:
+        """Where nothing is half done; of several processes each would stop at another step."""
+        if self.world.size == 1:
+            self.stop.check()
+
+    def _progress(self) -> str:
+        step = self.meter.step
+        within = f" and step {step} of {self.meter.steps} of the next" if step else ""
+        return f"epoch {len(self.history)}{within}"
+
     def _save(self, history: list[dict[str, float]]) -> None:
         """Checkpoints of the epoch; `latest` comes last, it is what a resumed run starts from."""
         if not self.world.first:
             return
         epoch = len(history)
         student = {"model": self.distiller.student.state_dict()}
-        state = {
-            "epoch": epoch,
-            "model": self.distiller.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": random_state() if self.alone else self.random,
-            "history": history,
-            "config": plain(self.cfg),
-            "teacher_sha256": self.weights.sha256 if self.weights else None,
-        }
         if summary(history)["best_epoch"] == epoch:
             save(student, self.folder / "student_best")
         if epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
             save(student, self.folder / f"student_{epoch}")
         save(student, self.folder / "student_last")
-        save(state, self.folder / "latest")
+        save(self._state(history), self.folder / "latest")
+
+    def _state(self, history: list[dict[str, float]]) -> dict[str, Any]:
+        return {
+            "epoch": len(history),
+            "model": self.distiller.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": random_state() if self.alone else self.random,
+            "history": history,
+            "meter": self.meter.state_dict(),
+            "spent": self.spent,
+            "config": plain(self.cfg),
+            "teacher_sha256": self.weights.sha256 if self.weights else None,
+        }
 
     def _write_record(self, status: str, **more: Any) -> None:
         self.record |= {

@@ -1,7 +1,7 @@
 """From a config to a finished run, or several: folders, locks and teachers."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..teacher import Weights, fetch_weights, find_weights, load_weights
 from .folder import default_name, earlier_state
 from .replicas import World
 from .run import Common, Run
+from .stop import StopSignals
 
 
 def train(
@@ -40,8 +41,12 @@ def train(
             teacher differs.
         RunError: another process works in the folder, data or weights are not to be had, or the
             loss became non-finite. What was saved stays as it is.
+        Stopped: a signal came; the run is saved as it was after the step of the moment.
     """
-    with opened(cfg, name, Common(device, world), resume=resume) as run:
+    with (
+        StopSignals() as stop,
+        opened(cfg, name, Common(device, stop, world), resume=resume) as run,
+    ):
         return run.record if run.finished else run.go(), run.folder
 
 
@@ -59,11 +64,14 @@ def train_many(
 
     Returns:
         Their records, in order; the exception of one that failed, which stops no other.
+
+    Raises:
+        Stopped: a signal came; the runs are saved as they were after the steps of the moment.
     """
-    common = Common(device)
     results: dict[int, dict[str, Any] | Exception] = {}
     with ExitStack() as stack:
-        live = {}
+        common = Common(device, stack.enter_context(StopSignals()))
+        live: dict[int, tuple[Generator[None, None, None], torch.cuda.Stream | None]] = {}
         for number, (cfg, name) in enumerate(jobs):
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None
             try:
@@ -75,6 +83,7 @@ def train_many(
                     live[number] = run.advance(), stream
             except Exception as error:
                 results[number] = error
+        stack.callback(_close, live)  # before the folders' locks are given back
         while live:
             for number, (steps, stream) in list(live.items()):
                 try:
@@ -86,6 +95,13 @@ def train_many(
                     results[number] = error
                     del live[number]
     return [results[number] for number in range(len(jobs))]
+
+
+def _close(live: dict[int, tuple[Generator[None, None, None], torch.cuda.Stream | None]]) -> None:
+    """Let each run that has not ended save itself."""
+    for steps, stream in live.values():
+        with torch.cuda.stream(stream):
+            steps.close()
 
 
 @contextmanager

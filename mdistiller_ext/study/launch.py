@@ -2,7 +2,10 @@
 
 import json
 import multiprocessing
+import os
+import signal
 import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +16,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..engine import pick_device, train, train_many
-from ..errors import ConfigError, RunError
+from ..engine import StopSignals, pick_device, train, train_many
+from ..errors import ConfigError, RunError, Stopped
 from .plan import Job
 
 LOG = "log.txt"
@@ -55,24 +58,50 @@ def run_jobs(jobs: Sequence[Job], launcher: Launcher, together: int = 1) -> dict
 
 
 def processes(groups: Sequence[list[Job]], device: torch.device, count: int) -> Iterator[int]:
-    """A Launcher: `count` processes of this machine; on a CPU they divide its threads."""
+    """A Launcher: `count` processes of this machine; on a CPU they divide its threads.
+
+    Raises:
+        Stopped: a signal came; it was passed on, and every run is saved.
+    """
     pending = deque(groups)
     threads = max(1, torch.get_num_threads() // count)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     running: dict[Any, tuple[Any, list[Job]]] = {}
-    while pending or running:
-        while pending and len(running) < count:
-            group = pending.popleft()
-            process = context.Process(target=work, args=(group, str(device), threads))
-            process.start()
-            running[process.sentinel] = process, group
-        ended = 0
-        for sentinel in wait(list(running), PATIENCE):
-            process, group = running.pop(sentinel)
-            process.join()
-            ended += len(group)
-        yield ended
+    with StopSignals() as stop:
+        while pending or running:
+            while pending and len(running) < count:
+                group = pending.popleft()
+                process = context.Process(target=_alone, args=(group, str(device), threads))
+                process.start()
+                running[process.sentinel] = process, group
+            ended = 0
+            for sentinel in wait(list(running), PATIENCE):
+                process, group = running.pop(sentinel)
+                process.join()
+                ended += len(group)
+            yield ended
+            if stop.signum:
+                for process, _ in running.values():
+                    process.terminate()
+                for process, _ in running.values():
+                    process.join()
+                stop.check()
+
+
+def _alone(jobs: list[Job], device: str, threads: int) -> None:
+    """A process of `processes`: it stops when that tells it to, or is no more."""
+    os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which passes it on once
+
+    parent = multiprocessing.parent_process()
+    assert parent
+
+    def follow() -> None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()
+    work(jobs, device, threads)
 
 
 def work(jobs: list[Job], device: str, threads: int) -> None:
@@ -89,6 +118,8 @@ def work(jobs: list[Job], device: str, threads: int) -> None:
                 for result in train_many(pairs, place, resume=True):
                     if isinstance(result, Exception):
                         print(f"error: {result}")
+        except Stopped as stopped:
+            print(stopped)
         except Exception as error:
             if not isinstance(error, (ConfigError, RunError, OSError)):
                 traceback.print_exc()

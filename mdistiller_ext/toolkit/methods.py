@@ -97,13 +97,11 @@ def _contrastive(cls: Any) -> Any:
                 super().__init__(student, teacher, cfg, len(targets))
             self.seed = cfg.SOLVER.SEED
             self.sampler = ContrastiveSampler(targets.cpu(), cfg.CRD.NCE.K, cfg.CRD.MODE)
-            self.epoch = 0
 
         def forward_train(self, *, index: Tensor, epoch: int, **kwargs: Any) -> Any:
-            if epoch != self.epoch:
-                self.epoch = epoch
-                self.generator = epoch_generator(self.seed, epoch, 1, device=index.device)
-            chosen = self.sampler(index, self.generator)
+            # An image begins one batch of an epoch: what it draws needs nothing drawn before.
+            draws = epoch_generator(self.seed, epoch, 1, int(index[0]), device=index.device)
+            chosen = self.sampler(index, draws)
             return super().forward_train(index=index, contrastive_index=chosen, **kwargs)
 
     return Contrastive

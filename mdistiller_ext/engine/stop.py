@@ -1,0 +1,49 @@
+"""Being asked to stop: by a terminal, by `kill`, by a scheduler such as Slurm."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from ..errors import Stopped
+
+# Slurm sends SIGTERM, and before it what its --signal names, by custom SIGUSR1.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopSignals:
+    """Within it, the first of SIGNALS is noted, and acted on where nothing is half done.
+
+    A second one has its usual effect. Outside the main thread, where Python allows no handlers,
+    nothing is ever noted.
+
+    Attributes:
+        signum: of the signal that was noted, or 0.
+    """
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self.before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+        self.__exit__(None, None, None)
+
+    def check(self, *_: Any) -> None:
+        """Raise Stopped if a signal was noted. Arguments are ignored: it serves as a callback."""
+        if self.signum:
+            raise Stopped(f"stopped by {signal.Signals(self.signum).name}", self.signum)

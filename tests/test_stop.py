@@ -1,0 +1,164 @@
+"""Asked to stop, a run finishes its step, saves, says how to go on, and goes on to the same end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import CPU, ROOT, signal_at
+from test_run import assert_same_run
+
+from mdistiller_ext.engine import StopSignals, train, train_many
+from mdistiller_ext.engine.run import Run
+from mdistiller_ext.errors import Stopped
+from mdistiller_ext.study.launch import state
+from mdistiller_ext.study.plan import read_study
+from mdistiller_ext.teacher import TeacherTable
+
+TRAIN = [sys.executable, str(ROOT / "tools" / "train.py"), "--device", "cpu", "--cfg"]
+COMPARE = [sys.executable, str(ROOT / "tools" / "compare.py"), "run"]
+
+
+def status(folder):
+    return json.loads((folder / "record.json").read_text())["status"]
+
+
+@pytest.mark.parametrize(
+    ("step", "signum"), [(1, signal.SIGTERM), (5, signal.SIGINT), (9, signal.SIGUSR1)]
+)
+def test_a_stopped_run_goes_on_within_its_epoch(digits_cfg, step, signum):
+    cfg = digits_cfg("dkd_eat_dat_lp")
+    _, whole = train(cfg, "whole", CPU)
+    with signal_at(2, step, signum) as stopped:
+        train(cfg, "parts", CPU)
+    parts = whole.parent / "parts"
+    assert str(stopped.value) == (
+        f"stopped by {signum.name}; {parts} keeps the state after epoch 1 and step {step} of 9 "
+        f"of the next: --resume goes on from there"
+    )
+    assert status(parts) == "interrupted"
+    train(cfg, "parts", CPU, resume=True)
+    assert status(parts) == "finished"
+    assert_same_run(whole, parts)
+
+
+def test_stopped_again_and_again(digits_cfg):
+    cfg = digits_cfg("dkd_lp")
+    _, whole = train(cfg, "whole", CPU)
+    for epoch, step in ((1, 1), (1, 2), (1, 9), (2, 4), (3, 8)):
+        with signal_at(epoch, step):
+            train(cfg, "parts", CPU, resume=True)
+    _, parts = train(cfg, "parts", CPU, resume=True)
+    assert_same_run(whole, parts)
+
+
+def test_the_step_that_a_gpu_captures_goes_on_within_its_epoch(digits_cfg, monkeypatch):
+    """Run as it is on the CPU."""
+    build = Run.__init__
+
+    def captured(self, *args):
+        build(self, *args)
+        if not self.finished:
+            self.captured = self._capture()
+
+    cfg = digits_cfg("dkd_eat_dat_lp")
+    _, whole = train(cfg, "whole", CPU)
+    monkeypatch.setattr(Run, "__init__", captured)
+    with signal_at(2, 5):
+        train(cfg, "parts", CPU)
+    _, parts = train(cfg, "parts", CPU, resume=True)
+    assert_same_run(whole, parts)
+
+
+def test_many_runs_at_once_stop_together(digits_cfg):
+    jobs = [(digits_cfg(name), name) for name in ("dkd", "dkd_dat", "vanilla")]
+    alone = [train(cfg, f"{name}-alone", CPU)[1] for cfg, name in jobs]
+    with signal_at(2, 3):
+        train_many(jobs, CPU)
+    folders = [alone[0].parent / name for _, name in jobs]
+    assert [status(folder) for folder in folders] == ["interrupted"] * 3
+    train_many(jobs, CPU, resume=True)
+    for one, other in zip(folders, alone, strict=True):
+        assert_same_run(one, other)
+
+
+def test_stopped_while_the_table_is_filled(digits_cfg, monkeypatch):
+    """The epoch is not begun; what the table holds is kept."""
+    cfg = digits_cfg("kd", "DISTILLER.TEACHER_TABLE_ROOT", "tables")
+    compute, calls = TeacherTable._compute, []
+
+    def computed(self, position):
+        calls.append(len(position))
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute(self, position)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="after epoch 0:"):
+        patch.setattr(TeacherTable, "_compute", computed)
+        train(cfg, "r", CPU)
+    assert len(calls) == 4
+    assert train(cfg, "r", CPU, resume=True)[0]["status"] == "finished"
+
+
+def test_a_second_signal_has_its_usual_effect():
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt) as interrupt:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        assert not isinstance(interrupt.value, Stopped)
+        with pytest.raises(Stopped, match="stopped by SIGINT"):
+            stop.check()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_says_how_to_go_on(workdir, signum):
+    config = str(ROOT / "configs" / "digits" / "vanilla.yaml")
+    command = [*TRAIN, config, "SOLVER.EPOCHS", "50", "EXPERIMENT.NAME", "r"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        for line in process.stdout:
+            if line.startswith("epoch   2/50"):
+                process.send_signal(signum)
+                break
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    (line,) = errors.splitlines()
+    assert f"error: stopped by {signum.name}; output/digits/r keeps the state after epoch" in line
+    assert line.endswith(": --resume goes on from there")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_a_study_takes_its_processes_with_it(workdir, signum):
+    """Killed, too: no process goes on for a study that is no more."""
+    tree = {
+        "name": "s",
+        "students": {"resnet8": str(ROOT / "configs" / "digits")},
+        "seeds": [0, 1],
+        "baseline": "student alone",
+        "alone": "student alone",
+        "arms": {"student alone": {"cfg": "vanilla.yaml"}},
+        "options": {"SOLVER.EPOCHS": 200},
+    }
+    Path("s.yaml").write_text(yaml.safe_dump(tree))
+    jobs = read_study(Path("s.yaml"), Path("output", "studies")).jobs
+    with subprocess.Popen([*COMPARE, "s.yaml", "--jobs", "2"], stderr=subprocess.PIPE) as process:
+        while any(state(job)[1] < 2 for job in jobs):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signum)
+        errors = process.communicate(timeout=60)[1].decode()
+    if signum == signal.SIGTERM:
+        assert process.returncode == 128 + signum and "stopped by SIGTERM" in errors
+    end = time.monotonic() + 60
+    while any(state(job)[0] == "running" for job in jobs):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    for job in jobs:
+        assert state(job)[0] == "interrupted"
+        assert "stopped by SIGTERM" in (job.folder / "log.txt").read_text()
