@@ -33,6 +33,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         part.unlink(missing_ok=True)
 
 
+def discard_parts(folder: Path) -> None:
+    """Remove what killed processes left of files; for a folder where no other process writes."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
 def save(content: dict[str, Any], path: Path) -> None:
     write_atomically(path, lambda file: torch.save(content, file))
 

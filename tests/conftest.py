@@ -1,6 +1,7 @@
 """What several tests share: the real data and toolkit where they are, small configs on digits."""
 
 import importlib
+import json
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboardX.proto import event_pb2
 
 from mdistiller_ext import cifar_model_dict, register
 from mdistiller_ext.config import load_cfg
@@ -22,6 +24,8 @@ from mdistiller_ext.toolkit.locate import find_toolkit
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 CPU = torch.device("cpu")
+# What depends on the machine, and on what its cache holds already.
+TIMES = {"seconds", "images_per_s", "teacher_table_hits"}
 
 
 @pytest.fixture(autouse=True)
@@ -134,3 +138,45 @@ def signal_at(epoch, step, signum=signal.SIGTERM):
         yield stopped
     assert stopped.value.signum == signum
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def weights(folder):
+    return torch.load(folder / "student_last", weights_only=True)["model"]
+
+
+def assert_same_run(folder, other):
+    """Equal weights, optimizer, random states, metrics and events, whatever the clock said."""
+    for key, value in weights(folder).items():
+        assert torch.equal(value, weights(other)[key]), key
+    states = [torch.load(f / "latest", weights_only=True) for f in (folder, other)]
+    for state in states:
+        state["history"] = [
+            {k: v for k, v in e.items() if k not in TIMES} for e in state["history"]
+        ]
+    assert states[0]["history"] == states[1]["history"]
+    momenta = [[s["momentum_buffer"] for s in st["optimizer"]["state"].values()] for st in states]
+    assert all(map(torch.equal, *momenta))
+    assert torch.equal(states[0]["random"]["torch"], states[1]["random"]["torch"])
+    records = [json.loads((f / "record.json").read_text()) for f in (folder, other)]
+    for key in ("status", "seed", "method", "student", "last_epoch_top1", "best_epoch"):
+        assert records[0][key] == records[1][key], key
+    assert len(records[0]["epochs"]) == len(states[0]["history"])
+    assert scalars(folder).keys() == scalars(other).keys()
+    assert {k: v for k, v in scalars(folder).items() if k[0] not in TIMES} == {
+        k: v for k, v in scalars(other).items() if k[0] not in TIMES
+    }
+
+
+def scalars(folder) -> dict[tuple[str, int], float]:
+    """(tag, step) -> value of all event files of a run; a doubled event fails."""
+    found = {}
+    for file in (folder / "train.events").iterdir():
+        content = file.read_bytes()
+        while content:  # length (8), its checksum (4), event, its checksum (4)
+            length = int.from_bytes(content[:8], "little")
+            event = event_pb2.Event.FromString(content[12 : 12 + length])
+            for value in event.summary.value:
+                assert (value.tag, event.step) not in found
+                found[value.tag, event.step] = value.simple_value
+            content = content[16 + length :]
+    return found

@@ -8,54 +8,13 @@ import sys
 
 import pytest
 import torch
-from conftest import CPU, ROOT, untrained_teacher
-from tensorboardX.proto import event_pb2
+from conftest import CPU, ROOT, TIMES, assert_same_run, scalars, untrained_teacher, weights
+from filelock import FileLock
 
 from mdistiller_ext.config import load_cfg
-from mdistiller_ext.engine import default_name, run, train, train_many
+from mdistiller_ext.engine import default_name, run, train, train_many, training
 from mdistiller_ext.engine.loop import learning_rate
 from mdistiller_ext.errors import ConfigError, RunError
-
-# What depends on the machine, and on what its cache holds already.
-TIMES = {"seconds", "images_per_s", "teacher_table_hits"}
-
-
-def weights(folder):
-    return torch.load(folder / "student_last", weights_only=True)["model"]
-
-
-def assert_same_run(folder, other):
-    """Equal weights, optimizer, random states, metrics and events, whatever the clock said."""
-    for key, value in weights(folder).items():
-        assert torch.equal(value, weights(other)[key]), key
-    states = [torch.load(f / "latest", weights_only=True) for f in (folder, other)]
-    for state in states:
-        state["history"] = [
-            {k: v for k, v in e.items() if k not in TIMES} for e in state["history"]
-        ]
-    assert states[0]["history"] == states[1]["history"]
-    momenta = [[s["momentum_buffer"] for s in st["optimizer"]["state"].values()] for st in states]
-    assert all(map(torch.equal, *momenta))
-    assert torch.equal(states[0]["random"]["torch"], states[1]["random"]["torch"])
-    assert scalars(folder).keys() == scalars(other).keys()
-    assert {k: v for k, v in scalars(folder).items() if k[0] not in TIMES} == {
-        k: v for k, v in scalars(other).items() if k[0] not in TIMES
-    }
-
-
-def scalars(folder) -> dict[tuple[str, int], float]:
-    """(tag, step) -> value of all event files of a run; a doubled event fails."""
-    found = {}
-    for file in (folder / "train.events").iterdir():
-        content = file.read_bytes()
-        while content:  # length (8), its checksum (4), event, its checksum (4)
-            length = int.from_bytes(content[:8], "little")
-            event = event_pb2.Event.FromString(content[12 : 12 + length])
-            for value in event.summary.value:
-                assert (value.tag, event.step) not in found
-                found[value.tag, event.step] = value.simple_value
-            content = content[16 + length :]
-    return found
 
 
 def test_a_run_leaves_its_record_checkpoints_and_events(digits_cfg):
@@ -217,9 +176,8 @@ def test_resume_with_another_teacher_is_refused(digits_cfg, workdir):
         train(digits_cfg("dkd"), "r", CPU, resume=True)
 
 
-def test_a_folder_in_use_is_refused(digits_cfg, workdir):
-    from filelock import FileLock
-
+def test_a_folder_in_use_is_refused(digits_cfg, workdir, monkeypatch):
+    monkeypatch.setattr(training, "LOCK_WAIT", 0.1)
     (workdir / "output/digits/r").mkdir(parents=True)
     with FileLock(workdir / "output/digits/r/lock"), pytest.raises(RunError, match="is in use"):
         train(digits_cfg(), "r", CPU)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import CPU, ROOT, signal_at
-from test_run import assert_same_run
+from conftest import CPU, ROOT, assert_same_run, signal_at
 
 from mdistiller_ext.engine import StopSignals, train, train_many
 from mdistiller_ext.engine.run import Run

@@ -13,12 +13,14 @@ from yacs.config import CfgNode
 
 from ..config import load_cfg
 from ..errors import ConfigError, RunError
-from ..files import load, write_atomically
+from ..files import discard_parts, load, write_atomically
 from ..teacher import Weights, fetch_weights, find_weights, load_weights
 from .folder import default_name, earlier_state
 from .replicas import World
 from .run import Common, Run
 from .stop import StopSignals
+
+LOCK_WAIT = 10.0  # seconds: what holds a run's folder may just have been told to stop
 
 
 def train(
@@ -115,9 +117,10 @@ def opened(
         state = None
         if world.first:
             try:
-                stack.enter_context(FileLock(folder / "lock", timeout=0))
+                stack.enter_context(FileLock(folder / "lock", timeout=LOCK_WAIT))
             except Timeout:
                 raise RunError(f"{folder} is in use by another process") from None
+            discard_parts(folder)
             state = earlier_state(cfg, folder, resume)
         weights = (
             None if cfg.DISTILLER.TYPE == "NONE" else teacher_weights(cfg, common.device, world)

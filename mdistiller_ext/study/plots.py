@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from torch import Tensor
 
 from ..pruning import pruned_count, pruning_mask
@@ -19,6 +19,7 @@ COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#5
 LINES = ["-", "--", "-.", ":"]
 STYLE: Any = {"font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
 WIDTH = 9.0  # inches
+SCHEDULED = ("temperature", "pruned_ratio")  # constant within an epoch
 
 
 def forest(study: Study, findings: Findings) -> Figure:
@@ -78,7 +79,15 @@ def by_epoch(
             series = np.asarray(values)
             epochs, mean = np.arange(1, series.shape[1] + 1), series.mean(0)
             colour, line = COLOURS[number % len(COLOURS)], LINES[number // 2 % len(LINES)]
-            axes.plot(epochs, mean, color=colour, ls=line, lw=2, label=f"{arm} (n = {len(series)})")
+            axes.plot(
+                epochs,
+                mean,
+                color=colour,
+                ls=line,
+                lw=2,
+                drawstyle="steps-mid" if key in SCHEDULED else "default",
+                label=f"{arm} (n = {len(series)})",
+            )
             sd = series.std(0, ddof=1) if len(series) > 1 else np.zeros_like(mean)
             axes.fill_between(epochs, mean - sd, mean + sd, color=colour, alpha=0.15, lw=0)
             late = slice(len(epochs) // 4, None)
@@ -124,6 +133,8 @@ def dat_groups(
                 np.arange(1, len(values) + 1), values, color=colour, ls=line, lw=2, label=name
             )
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("KL(teacher ‖ student), nats")

@@ -1,0 +1,217 @@
+"""Kill training processes and studies at random moments; what they leave must be the whole run's.
+
+    python tests/stress.py --kills 200 [--seed 0] [--folder FOLDER]
+
+A process is killed with SIGKILL; one in four gets SIGTERM a moment before, as Slurm does. It is
+then resumed, and killed again. Most kills wait for the process to enter a certain phase, because
+some phases are too short to be met by chance. Every run ends with the weights, optimizer, random
+states, record and TensorBoard scalars of a run that nobody disturbed, bit for bit.
+"""
+
+import argparse
+import collections
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from functools import partial, wraps
+from pathlib import Path
+
+import psutil
+import torch
+import yaml
+from conftest import CPU, ROOT, assert_same_run, untrained_teacher
+
+from mdistiller_ext.config import load_cfg
+from mdistiller_ext.engine import events, run, train, train_many
+from mdistiller_ext.errors import Stopped
+from mdistiller_ext.study.launch import processes, run_jobs
+from mdistiller_ext.study.plan import read_study
+from mdistiller_ext.teacher import TeacherTable
+
+# A fork of this process does not have to import torch again. It has no threads yet.
+FORK = multiprocessing.get_context("fork")
+PHASES = {
+    "training": (run, "train_epoch"),
+    "evaluation": (run.Run, "_evaluate"),
+    "checkpoint": (run.Run, "_save"),
+    "record": (run.Run, "_write_record"),
+    "events": (events.Events, "add"),
+    "table": (TeacherTable, "logits"),
+}
+UNFINISHED = 3  # exit status of a study that lost one of its processes
+EPOCHS, LIMIT = 4, 12  # kills of one run, so that runs also come to their end
+METHODS = ("vanilla", "kd", "dkd_dat", "dkd_lp", "dkd_eat_dat_lp")
+
+
+def config(method, folder):
+    options = ["SOLVER.EPOCHS", str(EPOCHS), "LOG.PREFIX", str(folder), "EXPERIMENT.PROJECT", "p"]
+    options += ["LOG.SAVE_CHECKPOINT_FREQ", "2", "DISTILLER.TEACHER_TABLE_ROOT", str(folder / "t")]
+    if method != "vanilla":
+        options += ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(folder.parent))]
+    return load_cfg(ROOT / "configs" / "digits" / f"{method}.yaml", options)
+
+
+def one_run(folder):
+    train(config("dkd_eat_dat_lp", folder), "dkd_eat_dat_lp", CPU, resume=True)
+
+
+def many_runs(folder):
+    train_many([(config(method, folder), method) for method in METHODS], CPU, resume=True)
+
+
+def study(folder):
+    tree = {
+        "name": "p",
+        "students": {"resnet8": str(ROOT / "configs" / "digits")},
+        "seeds": [0, 1],
+        "baseline": "DKD",
+        "alone": "student alone",
+        "arms": {"student alone": {"cfg": "vanilla.yaml"}, "DKD": {"cfg": "dkd.yaml"}},
+        "options": {"SOLVER.EPOCHS": EPOCHS, "DISTILLER.TEACHER_TABLE": "off"},
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(tree))
+    teacher = ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(folder.parent))]
+    jobs = read_study(folder / "study.yaml", folder, teacher).jobs
+    if run_jobs(jobs, partial(processes, device=CPU, count=2)):
+        sys.exit(UNFINISHED)
+
+
+def child(work, folder, phase):
+    """A process that trains, and tells in which phase it is."""
+    os.setpgid(0, 0)
+
+    def telling(number, function):
+        @wraps(function)
+        def told(*args, **kwargs):
+            before, phase.value = phase.value, number
+            try:
+                result = function(*args, **kwargs)
+                # A generator's phase lasts until it is used up.
+                return result if not hasattr(result, "send") else inside(number, result)
+            finally:
+                phase.value = before
+
+        return told
+
+    def inside(number, steps):
+        for step in steps:
+            phase.value = number
+            yield step
+        phase.value = 0
+
+    for number, (owner, name) in enumerate(PHASES.values(), start=1):
+        setattr(owner, name, telling(number, getattr(owner, name)))
+    with (folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            work(folder)
+        except Stopped as stopped:
+            print(stopped)
+            sys.exit(128 + stopped.signum)
+
+
+def kill(process, phase, seconds, rng):
+    """Kill it at a random moment, or let it end before. Returns the phase it was in, or ""."""
+    names = ["", *PHASES]
+    wanted = rng.choice([0, *range(1, len(names))])
+    moment = time.monotonic() + rng.uniform(0, seconds * (0.5 if wanted else 0.9))
+    while process.is_alive() and time.monotonic() < moment:
+        time.sleep(0.0002)
+    while process.is_alive() and wanted and phase.value != wanted:
+        time.sleep(0.0002)
+    time.sleep(rng.uniform(0, 0.004))
+    if rng.random() < 0.25 and process.is_alive():
+        os.kill(process.pid, signal.SIGTERM)
+        time.sleep(rng.uniform(0, 0.05))
+    met = names[phase.value] or "between"
+    if not process.is_alive():
+        return ""
+    family = [process, *psutil.Process(process.pid).children(recursive=True)]
+    for member in rng.choice([family, family[:1], [rng.choice(family)]]):
+        with suppress(ProcessLookupError):
+            os.kill(member.pid, signal.SIGKILL)
+    process.join()
+    return "a study" if len(family) > 1 else met
+
+
+def start(work, folder):
+    phase = FORK.Value("i", 0, lock=False)
+    process = FORK.Process(target=child, args=(work, folder, phase))
+    process.start()
+    return process, phase
+
+
+def whole(work, folder):
+    """The run that nobody disturbs; returns its seconds."""
+    folder.mkdir(parents=True)
+    begin = time.monotonic()
+    process, _ = start(work, folder)
+    process.join()
+    assert process.exitcode == 0, (folder / "log.txt").read_text()
+    return time.monotonic() - begin
+
+
+def broken(work, folder, seconds, limit, rng):
+    """The run that is killed up to `limit` times; returns how often in which phase."""
+    folder.mkdir()
+    met = collections.Counter()
+    while True:
+        process, phase = start(work, folder)
+        hit = kill(process, phase, seconds, rng) if met.total() < limit else process.join() or ""
+        if hit:
+            met[hit] += 1
+        elif process.exitcode == 0:
+            return met
+        elif process.exitcode == 128 + signal.SIGTERM:  # it ended before it was killed
+            met["stopped"] += 1
+        else:
+            assert process.exitcode == UNFINISHED, (folder / "log.txt").read_text()
+
+
+def main(kills, seed, folder):
+    torch.set_num_threads(1)
+    rng, begin = random.Random(seed), time.monotonic()
+    untrained = FORK.Process(target=untrained_teacher, args=(folder,))
+    untrained.start()
+    untrained.join()
+    met, runs = collections.Counter(), 0
+    works = (one_run, many_runs, study)
+    seconds = {work: whole(work, folder / work.__name__) for work in works}
+    while met.total() < kills:
+        work = rng.choices(works, (6, 3, 1))[0]
+        parts = folder / f"{work.__name__}-{runs}"
+        limit = min(LIMIT, kills - met.total())
+        met += broken(work, parts, seconds[work], limit, rng)
+        compare(folder / work.__name__, parts)
+        runs += 1
+        shutil.rmtree(parts)
+        print(f"{met.total()} kills, {runs} runs as if nothing had happened", flush=True)
+    print(json.dumps(dict(met.most_common())))
+    print(f"{time.monotonic() - begin:.0f} s, seed {seed}")
+
+
+def compare(whole, parts):
+    ends = sorted(file.parent.relative_to(whole) for file in whole.rglob("record.json"))
+    assert ends == sorted(file.parent.relative_to(parts) for file in parts.rglob("record.json"))
+    for end in ends:
+        assert_same_run(whole / end, parts / end)
+    assert not list(parts.rglob("*.part"))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="kept where the run failed (default: new)")
+    args = parser.parse_args()
+    place = args.folder or Path(tempfile.mkdtemp(prefix="stress-"))
+    main(args.kills, args.seed, place.resolve())
+    shutil.rmtree(place)
