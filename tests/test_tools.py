@@ -81,7 +81,7 @@ ERRORS = [
     (2, "train", ["--cfg", DIGITS, "--device", "nope"], ["--device nope: not usable here"]),
     (2, "train", [*TEACHER, "no.pth"], ["DISTILLER.TEACHER_CKPT: no such file: no.pth"]),
     (1, "train", [*TEACHER, "wrong.pth"], ["wrong.pth: does not fit resnet"]),
-    (1, "eval", ["-m", "resnet8", "-c", "no.pth"], ["no.pth: not a readable checkpoint"]),
+    (1, "eval", ["-m", "resnet8", "-c", "no.pth"], ["no.pth: cannot be read: No such file"]),
     (1, "eval", ["-m", "resnet8", "-d", "digits"], ["no weights", "Tried: checkpoints/digits"]),
     (2, "eval", ["-m", "resnet8", "-bs", "0"], ["--batch-size: 0 is not allowed"]),
     (2, "mdistiller_train", ["--cfg", DIGITS], ["MDISTILLER_ROOT: nowhere holds no"]),
