@@ -1,6 +1,7 @@
 """What several tests share: the real data and toolkit where they are, small configs on digits."""
 
 import importlib
+import runpy
 import sys
 from itertools import islice
 from pathlib import Path
@@ -54,6 +55,20 @@ def digits_cfg(workdir: Path):
         return load_cfg(ROOT / "configs" / "digits" / f"{name}.yaml", extra)
 
     return build
+
+
+@pytest.fixture
+def tool(workdir, monkeypatch, capfd):
+    """Runs a tool in this process, which is much faster, and returns (status, stdout, stderr)."""
+
+    def tool(name: str, *words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
+        return (end.value.code, *capfd.readouterr())
+
+    return tool
 
 
 def untrained_teacher(folder: Path) -> Path:

@@ -1,7 +1,6 @@
 """The commands as a user runs them: their output, one line an error, and the exit status."""
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,20 +10,6 @@ import torch
 from conftest import ROOT, untrained_teacher
 
 DIGITS = str(ROOT / "configs" / "digits" / "vanilla.yaml")
-
-
-@pytest.fixture
-def tool(workdir, monkeypatch, capfd):
-    """Runs a tool in this process, which is much faster, and returns (status, stdout, stderr)."""
-
-    def tool(name: str, *words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
-        return (end.value.code, *capfd.readouterr())
-
-    return tool
 
 
 def test_train_then_eval(tool, workdir):

@@ -14,7 +14,7 @@ from ..data import ImageSet, get_dataset
 from ..distillers import Distiller
 from ..errors import ConfigError, RunError
 from ..files import save
-from ..seeding import epoch_generator, random_state, seed_everything, set_random_state
+from ..seeding import epoch_generator, random_state, seed_everything
 from ..teacher import TabledTeacher, TeacherTable, Weights
 from .build import (
     CompiledStudent,
@@ -26,7 +26,7 @@ from .build import (
 )
 from .evaluation import fidelity, performance, predict
 from .events import Events, Progress
-from .folder import finished_record, plain
+from .folder import LATEST, finished_record, plain, restore, save_state
 from .graph import DeviceSteps
 from .loop import Meter, learning_rate, train_epoch
 from .record import environment, method_facts, peak_memory, summary, write_record
@@ -87,10 +87,8 @@ class Run:
         self.distiller = build_distiller(cfg, weights, self.train_set.targets).to(device)
         self.optimizer = build_optimizer(cfg, self.distiller)
         if state:
-            self.distiller.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            restore(state, folder, self.distiller, self.optimizer)
             self.history = state["history"]
-            set_random_state(state["random"])
             print(f"{folder}: going on after epoch {len(self.history)}")
         self.table, self.tabled = None, None
         features = takes_features(self.distiller, self.train_set) if weights else set()
@@ -164,6 +162,8 @@ class Run:
             self._write_record("finished")
         except BaseException as error:
             kept = f"{self.folder} keeps the state after epoch {len(self.history)}"
+            if not (self.folder / LATEST).exists():
+                kept = f"{self.folder} keeps no state"
             stopped = isinstance(error, (KeyboardInterrupt, GeneratorExit))
             with suppress(RunError):  # a full disk must not hide what happened first
                 self._write_record("interrupted" if stopped else "failed", error=str(error))
@@ -299,7 +299,7 @@ class Run:
         if epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
             save(student, self.folder / f"student_{epoch}")
         save(student, self.folder / "student_last")
-        save(state, self.folder / "latest")
+        save_state(state, self.folder)
 
     def _write_record(self, status: str, **more: Any) -> None:
         self.record |= {

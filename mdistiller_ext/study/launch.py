@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from ..engine import pick_device, train, train_many
+from ..engine.folder import finished_record
 from ..errors import ConfigError, RunError
 from .plan import Job
 
@@ -35,7 +36,7 @@ def run_jobs(
     Returns:
         name -> what went wrong, of the jobs that did not come to their end.
     """
-    left = [job for job in jobs if state(job)[0] != "finished"]
+    left = [job for job in jobs if not finished(job)]
     print(f"{len(jobs)} runs: {len(jobs) - len(left)} finished already, {len(left)} to go")
     pending = deque(left[i : i + together] for i in range(0, len(left), together))
     threads = max(1, torch.get_num_threads() // processes)
@@ -60,7 +61,7 @@ def run_jobs(
             bar.update(sum(state(job)[1] for job in left) - bar.n)
             failed = sum(state(job)[0] == "failed" for job in left)
             bar.set_postfix_str(f"{done} of {len(left)} runs, {failed} failed")
-    return {job.name: _reason(job) for job in left if state(job)[0] != "finished"}
+    return {job.name: _reason(job) for job in left if not finished(job)}
 
 
 def work(jobs: list[Job], device: str, threads: int) -> None:
@@ -82,12 +83,20 @@ def work(jobs: list[Job], device: str, threads: int) -> None:
             sys.exit(1)
 
 
+def finished(job: Job) -> bool:
+    """Whether it has come to its end, by a record that can be believed."""
+    try:
+        return finished_record(job.folder) is not None
+    except RunError:
+        return False
+
+
 def state(job: Job) -> tuple[str, int]:
-    """(status, epochs trained) by the record; ("new", 0) where there is none."""
+    """(status, epochs trained), as its record says while it runs; ("new", 0) without one."""
     try:
         record = json.loads((job.folder / "record.json").read_text())
         return record["status"], len(record["epochs"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError):
         return "new", 0
 
 
