@@ -7,12 +7,14 @@ import os
 import tarfile
 import tempfile
 import urllib.request
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.error import HTTPError
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from .errors import RunError
 
 CHUNK = 1 << 20
 LIMIT = 1 << 30  # bytes; no file, archive or checkpoint of this project comes near
+FOLDER = 0x10  # such a member of a zip archive torch.load leaves as it finds the memory
 ADVICE = {
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "make room there",
@@ -114,7 +117,9 @@ def load(path: Path) -> Any:
         if zipfile.is_zipfile(file):  # PyTorch's format since 1.6; the one before has no checksums
             _check_sums(file)
         file.seek(0)
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(file, map_location="cpu", weights_only=True)
         for name, value in entries(content):
             if isinstance(value, Tensor) and not _is_dense(value):
                 raise ValueError(f"{name} is no tensor with a real number for each element")
@@ -234,6 +239,8 @@ def _received(url: str, name: str) -> Iterator[bytes]:
                     bar.update(len(chunk))
                     yield chunk
     except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it holds the connection
         raise RunError(f"{url}: download failed: {_brief(error)}") from error
     if size and received != size:
         raise RunError(f"{url}: broke off after {received} of {size} bytes")
@@ -242,6 +249,9 @@ def _received(url: str, name: str) -> Iterator[bytes]:
 def _check_sums(file: io.BytesIO) -> None:
     """torch.load takes no notice of the checksums that torch.save has written."""
     with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            if member.external_attr & FOLDER:
+                raise ValueError(f"{member.filename} is a folder")
         declared = sum(member.file_size for member in archive.infolist())
         if declared > len(file.getbuffer()):
             raise ValueError(f"it declares {declared:,} bytes, more than it has")

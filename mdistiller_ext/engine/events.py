@@ -9,8 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 from yacs.config import CfgNode
@@ -30,10 +30,6 @@ class Events:
 
     def __init__(self, folder: Path, name: str, cfg: CfgNode, history: Sequence[dict[str, float]]):
         self.folder = folder
-        with writing(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            self.writer = EventsWriter(str(folder / "events"))
         self.wandb: Any = None
         if cfg.LOG.WANDB:
             try:
@@ -45,6 +41,11 @@ class Events:
             self.wandb = wandb.init(
                 project=cfg.EXPERIMENT.PROJECT, name=name, id=name, resume="allow", config=dict(cfg)
             )
+        with writing(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            self.writer = RecordWriter(str(folder / f"events.out.tfevents.{int(time.time())}"))
+            self._write(file_version="brain.Event:2")
         for epoch in history:
             self._tensorboard(epoch)
 
@@ -57,10 +58,11 @@ class Events:
         with writing(self.folder):
             for name, value in epoch.items():
                 if name != "epoch":
-                    event = Event(wall_time=time.time(), step=int(epoch["epoch"]))
-                    event.summary.CopyFrom(scalar(name, value))
-                    self.writer.write_event(event)
+                    self._write(step=int(epoch["epoch"]), summary=scalar(name, value))
             self.writer.flush()
+
+    def _write(self, **content: Any) -> None:
+        self.writer.write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def close(self) -> None:
         with suppress(OSError):  # every epoch was flushed

@@ -15,7 +15,7 @@ from ..distillers import Distiller
 from ..errors import ConfigError, RunError
 from ..files import check_finite, load, save
 from ..seeding import set_random_state
-from .record import read_record
+from .record import history_fault, read_record
 
 LATEST, PREVIOUS = "latest", "latest.previous"
 # What `latest` holds.
@@ -149,6 +149,8 @@ def _read_state(file: Path) -> dict[str, Any]:
             raise RunError(f"{file}: {key} is a {type(state[key]).__name__}")
     if len(state["history"]) != state["epoch"]:
         raise RunError(f"{file}: {len(state['history'])} epochs, expected {state['epoch']}")
+    if fault := history_fault(state["history"]):
+        raise RunError(f"{file}: {fault}")
     check_finite(file, state)
     return state
 

@@ -119,6 +119,23 @@ def digest(record: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def history_fault(epochs: list[Any]) -> str:
+    """Why these cannot be the figures of a run's epochs, or ""."""
+    for number, epoch in enumerate(epochs, start=1):
+        fault = _misfit(epoch, {"epoch": int, "test_top1": (int, float)}, f"epoch {number}")
+        if fault:
+            return fault
+        if not all(type(value) in (int, float) for value in epoch.values()):
+            return f"epoch {number} holds something else than numbers"
+        if epoch.keys() != epochs[0].keys():
+            return f"epoch {number} has other figures than the first"
+        if epoch["epoch"] != number:
+            return f"epoch {number} is called {epoch['epoch']}"
+        if not 0 <= epoch["test_top1"] <= 100:
+            return f"epoch {number} has a test_top1 of {epoch['test_top1']} %"
+    return ""
+
+
 def _number(text: str) -> float:
     if not math.isfinite(value := float(text)):
         raise ValueError(f"{text} is no finite number")
@@ -139,18 +156,8 @@ def _fault(record: Any) -> str:
         return f"damaged: {fault}"
     if record.get("sha256") != digest(record):
         return "changed after it was written (its sha256 does not match)"
-    for number, epoch in enumerate(record["epochs"], start=1):
-        fault = _misfit(epoch, {"epoch": int, "test_top1": (int, float)}, f"epoch {number}")
-        if not fault and not all(type(value) in (int, float) for value in epoch.values()):
-            fault = f"epoch {number} holds something else than numbers"
-        if not fault and epoch.keys() != record["epochs"][0].keys():
-            fault = f"epoch {number} has other figures than the first"
-        if not fault and epoch["epoch"] != number:
-            fault = f"epoch {number} is called {epoch['epoch']}"
-        if not fault and not 0 <= epoch["test_top1"] <= 100:
-            fault = f"epoch {number} has a test_top1 of {epoch['test_top1']} %"
-        if fault:
-            return f"damaged: {fault}"
+    if fault := history_fault(record["epochs"]):
+        return f"damaged: {fault}"
     expected = summary(record["epochs"])
     wrong = [key for key, value in expected.items() if record.get(key) != value]
     return f"its epochs give another {', '.join(wrong)}" if wrong else ""

@@ -1,5 +1,6 @@
 """One run: what it is made of, its epochs, and what it leaves in its folder."""
 
+import os
 import time
 from collections.abc import Generator, Iterator
 from contextlib import suppress
@@ -162,7 +163,7 @@ class Run:
             self._write_record("finished")
         except BaseException as error:
             kept = f"{self.folder} keeps the state after epoch {len(self.history)}"
-            if not (self.folder / LATEST).exists():
+            if not os.path.exists(self.folder / LATEST):  # False, too, where it may not be asked
                 kept = f"{self.folder} keeps no state"
             stopped = isinstance(error, (KeyboardInterrupt, GeneratorExit))
             with suppress(RunError):  # a full disk must not hide what happened first
