@@ -90,9 +90,8 @@ def read_only(folder: Path):
 @contextmanager
 def refused(folder: Path):
     """A folder that may not be written; root may everything, so it steps down. Needs no rights."""
-    for parent in folder.parents:
-        if parent.is_relative_to(Path.cwd()):
-            parent.chmod(0o755)
+    for parent in folder.parents:  # up to the working folder, for paths are relative to it
+        parent.chmod(0o755)
     folder.chmod(0o555)
     root = os.geteuid() == 0
     if root:
@@ -108,7 +107,7 @@ def refused(folder: Path):
 @pytest.fixture(params=FAULTS)
 def faulty(request, workdir, tmpfs):
     """A folder, how it is broken for a while, and how that is said."""
-    folder = workdir / "disk"
+    folder = Path("disk")
     if request.param == "full":
         tmpfs(folder, "1m")
     else:
@@ -300,7 +299,7 @@ def test_a_run_whose_disk_fails_goes_on_when_it_is_back(
                     shutil.rmtree(FOLDER)
                 else:
                     broken = read_only if fault == "read-only" else refused
-                    stack.enter_context(broken(FOLDER.absolute()))
+                    stack.enter_context(broken(FOLDER))
             return original(*args)
 
         with monkeypatch.context() as patch:
@@ -337,7 +336,7 @@ def test_a_run_whose_first_state_is_too_large(tool, whole):
 
 @pytest.mark.parametrize("fault", ["read-only", "refused"])
 def test_a_run_that_may_not_write_does_not_start(tool, workdir, fault):
-    folder = workdir / "disk"
+    folder = Path("disk")
     folder.mkdir()
     with {"read-only": read_only, "refused": refused}[fault](folder):
         status, _, stderr = tool(*DIGITS, "LOG.PREFIX", "disk")
