@@ -29,6 +29,8 @@ from mdistiller_ext.engine.folder import finished_record
 from mdistiller_ext.engine.record import digest, read_record, summary, write_record
 from mdistiller_ext.errors import RunError
 from mdistiller_ext.files import download, extract
+from mdistiller_ext.study.launch import finished, state
+from mdistiller_ext.study.records import collect
 from mdistiller_ext.study.report import write_report
 from mdistiller_ext.teacher import TeacherTable, load_weights
 
@@ -186,7 +188,7 @@ def test_what_is_no_file_of_a_sane_size_is_not_opened(workdir, read):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def short_run(tmp_path_factory) -> Path:
     """The folder of a short run."""
     return train(vanilla(str(tmp_path_factory.mktemp("run"))), "r", CPU)[1]
 
@@ -233,10 +235,10 @@ STATES = {
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_a_state_that_is_refused(workdir, finished, name):
+def test_a_state_that_is_refused(workdir, short_run, name):
     place, message = STATES[name]
     folder = Path("output/digits/r")
-    shutil.copytree(finished, folder)
+    shutil.copytree(short_run, folder)
     (folder / "record.json").unlink()
     (folder / "latest.previous").unlink()
     state = torch.load(folder / "latest", weights_only=True)
@@ -249,17 +251,17 @@ def test_a_state_that_is_refused(workdir, finished, name):
     assert (folder / "latest").read_bytes() == before and not (folder / "record.json").exists()
 
 
-def test_settings_in_a_state_are_not_believed(workdir, finished):
+def test_settings_in_a_state_are_not_believed(workdir, short_run):
     """Those of the optimizer are the config's, whatever the file says."""
     folder = Path("output/digits/r")
-    shutil.copytree(finished, folder)
+    shutil.copytree(short_run, folder)
     (folder / "record.json").unlink()
     (folder / "latest.previous").replace(folder / "latest")
     state = torch.load(folder / "latest", weights_only=True)
     state["optimizer"]["param_groups"][0] |= {"maximize": True, "momentum": 0.0, "nesterov": True}
     torch.save(state, folder / "latest")
     record, _ = train(vanilla("output"), "r", CPU, resume=True)
-    expected = read_record(finished / "record.json")
+    expected = read_record(short_run / "record.json")
     assert record["epochs"][1]["loss"] == expected["epochs"][1]["loss"]
 
 
@@ -471,6 +473,20 @@ def test_a_record_that_is_refused(workdir, name):
     refused(lambda file: finished_record(Path()), file, f"{message}.*; remove it, and --resume")
 
 
+def test_a_study_does_not_take_a_run_for_finished_whose_record_is_refused(study):
+    arms = {"student alone": {"cfg": "vanilla.yaml"}, "DKD": {"cfg": "dkd.yaml"}}
+    built = study(seeds=[0], arms=arms, claims={})
+    test_study.stub_runs(built)
+    assert all(finished(job) for job in built.jobs)
+    job = built.jobs[0]
+    file = job.folder / "record.json"
+    for content in ("{}", '{"status": 1, "epochs": 2}', "[" * 100_000, "[1]"):
+        file.write_text(content)
+        assert state(job) == ("new", 0) and not finished(job)
+    read = lambda file: train(job.cfg, job.name, CPU, resume=True)  # noqa: E731
+    refused(read, file, "damaged: the record is a list")
+
+
 def test_a_run_that_cannot_be_counted_as_numbers_is_not_recorded(workdir):
     write_record(Path("record.json"), {"loss": 1.0})
     before = Path("record.json").read_bytes()
@@ -516,6 +532,7 @@ def test_what_records_say_is_shown_as_text(study, workdir, capsys):
     test_study.edit(built.jobs[2], name=HOSTILE)
     stray = built.folder / "runs" / HOSTILE.replace("/", "").replace("\n", "")
     shutil.copytree(built.jobs[3].folder, stray)
+    assert all(line.isprintable() for line in collect(built)[1])
     text, folder = write_report(built)
     assert "no picture of the teacher: /dev/zero: cannot be read: it is" in capsys.readouterr().out
     assert text.count("RAN") > 10 and "\x1b" not in text and "\n# heading" not in text

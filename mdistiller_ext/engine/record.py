@@ -112,6 +112,11 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def printable(text: str) -> str:
+    """What a record says, in one line and without control of a terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def digest(record: dict[str, Any]) -> str:
     """sha256 of a record's content, the entry "sha256" left out."""
     content = {key: value for key, value in record.items() if key != "sha256"}

@@ -5,7 +5,7 @@ import multiprocessing
 import sys
 from collections import deque
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..engine import pick_device, train, train_many
 from ..engine.folder import finished_record
+from ..engine.record import printable, read_record
 from ..errors import ConfigError, RunError
 from .plan import Job
 
@@ -96,18 +97,16 @@ def state(job: Job) -> tuple[str, int]:
     try:
         record = json.loads((job.folder / "record.json").read_text())
         return record["status"], len(record["epochs"])
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return "new", 0
 
 
 def _reason(job: Job) -> str:
     """Why a job did not finish: what its record or its log says last."""
-    try:
-        record = json.loads((job.folder / "record.json").read_text())
-        if record.get("error"):
-            return record["error"]
-    except (OSError, ValueError):
-        pass
+    with suppress(RunError):
+        error = read_record(job.folder / "record.json").get("error")
+        if error:
+            return printable(str(error))
     log = job.folder / LOG
     lines = log.read_text().splitlines() if log.exists() else []
     errors = [line for line in lines if line.startswith("error: ")]

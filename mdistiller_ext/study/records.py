@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..config import leaves
 from ..engine.folder import differences, plain
-from ..engine.record import read_record
+from ..engine.record import printable, read_record
 from ..errors import ConfigError, RunError
 from .plan import RUNS, Study
 
@@ -42,7 +42,7 @@ def collect(study: Study) -> tuple[dict[str, dict[str, Any]], list[str]]:
         except RunError as error:
             reason = str(error).removeprefix(f"{file}: ")
         if reason:
-            left_out.append(f"{file.parent.name}: left out: {reason}")
+            left_out.append(printable(f"{file.parent.name}: left out: {reason}"))
         else:
             found[file.parent.name] = record
     missing = [job.name for job in study.jobs if not (job.folder / "record.json").exists()]

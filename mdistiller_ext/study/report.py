@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from ..config import NUM_CLASSES
 from ..data import get_dataset
 from ..engine import predict
+from ..engine.record import printable
 from ..errors import ConfigError, RunError
 from ..files import write_atomically, writing
 from ..models import cifar_model_dict
@@ -271,9 +272,8 @@ def _teacher_picture(study: Study, records: dict[str, dict[str, Any]]) -> Figure
 
 
 def _literal(text: str) -> str:
-    """What a record says, as text in Markdown: no HTML, no link, no control of a terminal."""
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    return re.sub(r"[\\`*<>&\[\]|]", r"\\\g<0>", printable)
+    """What a record says, as text in Markdown: no HTML and no link."""
+    return re.sub(r"[\\`*<>&\[\]|]", r"\\\g<0>", printable(text))
 
 
 def _write(file: Path, content: bytes) -> None:
