@@ -1,36 +1,85 @@
 """Files that are complete or not there: written, read without trust, downloaded, unpacked."""
 
+import errno
 import hashlib
+import io
 import os
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Callable
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.error import HTTPError
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from .errors import RunError
 
 CHUNK = 1 << 20
+LIMIT = 1 << 30  # bytes; no file, archive or checkpoint of this project comes near
+FOLDER = 0x10  # such a member of a zip archive torch.load leaves as it finds the memory
+ADVICE = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.EACCES: "make its folder writable, or name another",
+    errno.EROFS: "make its folder writable, or name another",
+    errno.ENOENT: "its folder is gone",
+}
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file beside `path`, flush it to the disk and put it in place in one step."""
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a failure into one line: which file cannot be written, why, and what to do.
+
+    Raises:
+        RunError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = ADVICE.get(error.errno or 0)
+        raise RunError(
+            f"{path}: cannot be written: {error.strerror or error}"
+            + (f"; {advice}" if advice else "")
+        ) from error
+
+
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], Any], previous: Path | None = None
+) -> None:
+    """Write a file beside `path`, flush it to the disk and put it in place in one step.
+
+    Args:
+        previous: keeps the file that was at `path`, without copying it. At every moment one of
+            the two is there and complete.
+
+    Raises:
+        RunError: it cannot be written; what was there stays as it was.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+        with writing(path):
+            with part.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if previous and path.exists():
+                previous.unlink(missing_ok=True)
+                try:
+                    previous.hardlink_to(path)
+                except OSError:  # not every file system has hard links
+                    path.replace(previous)
+            part.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # it must not hide what happened first
+            part.unlink(missing_ok=True)
 
 
 def discard_parts(folder: Path) -> None:
@@ -39,8 +88,28 @@ def discard_parts(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def save(content: dict[str, Any], path: Path) -> None:
-    write_atomically(path, lambda file: torch.save(content, file))
+def save(content: dict[str, Any], path: Path, previous: Path | None = None) -> None:
+    buffer = io.BytesIO()  # torch.save would not say that a disk is full
+    torch.save(content, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()), previous)
+
+
+def read(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        RunError: it is missing, a device, a pipe or a folder, or larger than anything that this
+            project reads.
+    """
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise RunError(f"{path}: cannot be read: it is no regular file")
+        if size > LIMIT:
+            raise RunError(f"{path}: holds {size:,} bytes, expected at most {LIMIT:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def load(path: Path) -> Any:
@@ -49,53 +118,163 @@ def load(path: Path) -> Any:
     Raises:
         RunError: the file is missing, damaged, or holds anything else.
     """
+    file = io.BytesIO(read(path))
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(file):  # PyTorch's format since 1.6; the one before has no checksums
+            _check_sums(file)
+        file.seek(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        for name, value in entries(content):
+            if isinstance(value, Tensor) and not _is_dense(value):
+                raise ValueError(f"{name} is no tensor with a real number for each element")
     except Exception as error:  # an untrusted file can raise anything
-        reason = str(error).split("\n", 1)[0]
-        raise RunError(f"{path}: not a readable checkpoint: {reason}") from error
+        raise RunError(f"{path}: not a readable checkpoint: {_brief(error)}") from error
+    return content
+
+
+def entries(content: Any) -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of everything in nested dicts, lists and tuples, each of these once.
+
+    What is loaded may hold itself, or one list a billion times.
+    """
+    seen, left = set(), [("", content)]
+    while left:
+        name, value = left.pop()
+        if not isinstance(value, (dict, list, tuple)):
+            yield name, value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            left += [(f"{name}.{key}" if name else str(key), item) for key, item in items]
+
+
+def check_finite(path: Path, content: Any) -> None:
+    """Refuse a NaN or an infinity anywhere in what was loaded from `path`.
+
+    Raises:
+        RunError: it names the entry.
+    """
+    for name, value in entries(content):
+        if isinstance(value, (float, Tensor)) and not torch.as_tensor(value).isfinite().all():
+            raise RunError(f"{path}: {name} holds values that are not finite")
 
 
 def download(url: str, path: Path, md5: str | None = None) -> None:
     """Fetch a URL into a file; an interrupted or wrong download leaves nothing behind.
 
     Raises:
-        RunError: the server cannot be reached, answers with an error or with other content.
+        RunError: the server cannot be reached, answers with an error or with other content, or
+            the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     digest = hashlib.md5()
-    try:
-        with urllib.request.urlopen(url, timeout=30) as source, part.open("wb") as sink:
-            size = int(source.headers.get("Content-Length") or 0)
-            with tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name) as bar:
-                while chunk := source.read(CHUNK):
-                    sink.write(chunk)
-                    digest.update(chunk)
-                    bar.update(len(chunk))
-                received = bar.n
-        if size and received != size:
-            raise RunError(f"{url}: broke off after {received} of {size} bytes")
+
+    def keep(sink: BinaryIO) -> None:
+        for chunk in _received(url, path.name):
+            sink.write(chunk)
+            digest.update(chunk)
         if md5 and digest.hexdigest() != md5:
             raise RunError(f"{url}: md5 {digest.hexdigest()}, expected {md5}; nothing was kept")
-        part.replace(path)
-    except (OSError, HTTPException, ValueError) as error:
-        raise RunError(f"{url}: download failed: {error}") from error
+
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, keep)
+
+
+def download_folder(url: str, folder: str, into: Path, md5: str | None = None) -> None:
+    """Fetch a tar archive and unpack one of its folders as `into / folder`; nothing else is left.
+
+    Raises:
+        RunError: as `download` and `extract`.
+    """
+    archive = into / url.rsplit("/", 1)[1]
+    try:
+        download(url, archive, md5)
+        extract(archive, folder, into)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            archive.unlink(missing_ok=True)
 
 
 def extract(archive: Path, folder: str, into: Path) -> None:
     """Unpack one top-level folder of a tar archive as `into / folder`, complete or not at all.
 
     Raises:
-        RunError: a member would land outside, is a device or a link to outside, or the archive
-            is damaged or lacks the folder.
+        RunError: a member would land outside, is no file or folder, or declares more bytes than
+            any archive here has; or the archive is damaged or lacks the folder.
     """
-    with tempfile.TemporaryDirectory(dir=into, prefix=".extract-") as temporary:
-        try:
+    room = LIMIT
+
+    def checked(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
+        nonlocal room
+        if not (member.isreg() or member.isdir()):
+            raise ValueError(f"{member.name!r} is neither a file nor a folder")
+        if not 0 <= member.size <= room:
+            raise ValueError(f"{member.name!r} declares {member.size:,} bytes, too many")
+        room -= member.size
+        return tarfile.data_filter(member, path)
+
+    try:
+        with tempfile.TemporaryDirectory(
+            dir=into, prefix=".extract-", ignore_cleanup_errors=True
+        ) as temporary:
             with tarfile.open(archive) as tar:
-                tar.extractall(temporary, filter="data")
+                tar.extractall(temporary, filter=checked)
+            if not Path(temporary, folder).is_dir():
+                raise ValueError(f"it has no folder {folder}")
             Path(temporary, folder).replace(into / folder)
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise RunError(f"{archive}: cannot be unpacked: {error}") from error
+    except Exception as error:  # an untrusted archive can raise anything
+        raise RunError(f"{archive}: cannot be unpacked: {_brief(error)}") from error
+
+
+def _received(url: str, name: str) -> Iterator[bytes]:
+    """The content at a URL, part by part, with a progress bar."""
+    received = 0
+    try:
+        with urllib.request.urlopen(url, timeout=30) as source:
+            size = int(source.headers.get("Content-Length") or 0)
+            with tqdm(total=size or None, unit="B", unit_scale=True, desc=name) as bar:
+                while chunk := source.read(CHUNK):
+                    received += len(chunk)
+                    if max(size, received) > LIMIT:
+                        raise RunError(
+                            f"{url}: sends {max(size, received):,} bytes or more, expected at "
+                            f"most {LIMIT:,}; nothing was kept"
+                        )
+                    bar.update(len(chunk))
+                    yield chunk
+    except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it holds the connection
+        raise RunError(f"{url}: download failed: {_brief(error)}") from error
+    if size and received != size:
+        raise RunError(f"{url}: broke off after {received} of {size} bytes")
+
+
+def _check_sums(file: io.BytesIO) -> None:
+    """torch.load takes no notice of the checksums that torch.save has written."""
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            if member.external_attr & FOLDER:
+                raise ValueError(f"{member.filename} is a folder")
+        declared = sum(member.file_size for member in archive.infolist())
+        if declared > len(file.getbuffer()):
+            raise ValueError(f"it declares {declared:,} bytes, more than it has")
+        damaged = archive.testzip()
+    if damaged:
+        raise ValueError(f"{damaged} does not match its checksum")
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not (tensor.is_quantized or tensor.is_complex())
+        and tensor.nbytes <= tensor.untyped_storage().nbytes()
+    )
+
+
+def _brief(error: Exception) -> str:
+    """An error's text in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

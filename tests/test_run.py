@@ -41,7 +41,8 @@ def test_a_run_leaves_its_record_checkpoints_and_events(digits_cfg):
     assert record["best_epoch_top1_selected_on_test"] == max(
         e["test_top1"] for e in record["epochs"]
     )
-    files = {"latest", "student_last", "student_best", "student_2", "record.json", "train.events"}
+    files = {"latest", "latest.previous", "record.json", "train.events"}
+    files |= {"student_last", "student_best", "student_2"}
     assert {p.name for p in folder.iterdir()} - {"lock"} == files
     written = scalars(folder)
     for epoch in record["epochs"]:
@@ -168,9 +169,8 @@ def test_resume_with_another_config_is_refused(digits_cfg):
 
 def test_resume_with_another_teacher_is_refused(digits_cfg, workdir):
     train(digits_cfg("dkd"), "r", CPU)
-    untrained_teacher(workdir).unlink()
-    state = torch.load(workdir / "output/digits/r/latest", weights_only=True)["model"]
-    teacher = {k[8:]: v + 1 for k, v in state.items() if k.startswith("teacher.")}
+    state = torch.load(untrained_teacher(workdir), weights_only=True)["model"]
+    teacher = {key: value + 1 for key, value in state.items()}
     torch.save({"model": teacher}, workdir / "teacher.pth")
     with pytest.raises(ConfigError, match="not the teacher that output/digits/r was trained with"):
         train(digits_cfg("dkd"), "r", CPU, resume=True)
@@ -181,14 +181,6 @@ def test_a_folder_in_use_is_refused(digits_cfg, workdir, monkeypatch):
     (workdir / "output/digits/r").mkdir(parents=True)
     with FileLock(workdir / "output/digits/r/lock"), pytest.raises(RunError, match="is in use"):
         train(digits_cfg(), "r", CPU)
-
-
-def test_a_damaged_checkpoint_is_named(digits_cfg):
-    _, folder = train(digits_cfg(), "r", CPU)
-    content = (folder / "latest").read_bytes()
-    (folder / "latest").write_bytes(content[: len(content) // 2])
-    with pytest.raises(RunError, match="r/latest: not a readable checkpoint"):
-        train(digits_cfg(), "r", CPU, resume=True)
 
 
 def test_a_non_finite_loss_stops_and_keeps_the_last_good_state(digits_cfg, monkeypatch):

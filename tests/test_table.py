@@ -133,39 +133,6 @@ def test_entries_that_the_teacher_would_not_answer_are_refused(tmp_path, network
         open_table(tmp_path, network, data)
 
 
-def test_a_truncated_file_is_named(tmp_path, network, data):
-    opened = open_table(tmp_path, network, data)
-    with (opened.folder / "logits").open("r+b") as file:
-        file.truncate(100)
-    with pytest.raises(RunError, match=r"logits: damaged: 100 bytes, expected 14400; remove the"):
-        open_table(tmp_path, network, data)
-
-
-def test_a_full_disk_costs_the_keeping_and_nothing_else(
-    tmp_path, network, data, monkeypatch, capsys
-):
-    keys = everything(data)
-    whole = open_table(tmp_path / "a", network, data).logits(*keys)
-
-    def full(self, position, rows):
-        raise OSError(28, "No space left on device")
-
-    opened = open_table(tmp_path / "b", network, data)
-    monkeypatch.setattr(table._File, "write", full)
-    assert torch.equal(opened.logits(*keys), whole) and torch.equal(opened.logits(*keys), whole)
-    assert opened.hits == opened.filled == 0
-    assert capsys.readouterr().out.count("No space left on device; new entries are not kept") == 1
-
-
-def test_a_read_only_table_is_read(tmp_path, network, data, monkeypatch):
-    index, view = everything(data)
-    open_table(tmp_path, network, data).logits(index[:50], view[:50])
-    monkeypatch.setattr(table.os, "access", lambda path, mode: False)
-    opened = open_table(tmp_path, network, data)
-    opened.logits(index, view)
-    assert (opened.hits, opened.filled) == (50, 50) and opened.problem == "the folder is read-only"
-
-
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, network, data):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"Not a directory; name another .*TEACHER_TABLE_ROOT"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RunError
-from ..files import download, extract
+from ..files import download_folder, read
 from .views import ImageSet
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
@@ -48,18 +48,14 @@ def load(root: Path) -> tuple[ImageSet, ImageSet]:
 
 def fetch(root: Path) -> None:
     """Download the official archive and unpack it as `root / cifar-100-binary`."""
-    archive = root / URL.rsplit("/", 1)[1]
     print(f"CIFAR-100 is not in {root}: downloading it from {URL}")
     try:
-        download(URL, archive, ARCHIVE_MD5)
-        extract(archive, "cifar-100-binary", into=root)
+        download_folder(URL, "cifar-100-binary", root, ARCHIVE_MD5)
     except RunError as error:
         raise RunError(
             f"DATASET.ROOT {root}: holds neither cifar-100-binary/ nor cifar-100-python/, and "
             f"{error}; unpack the official archive there or name another folder"
         ) from error
-    finally:
-        archive.unlink(missing_ok=True)
 
 
 def read_binary(file: Path) -> tuple[Tensor, Tensor]:
@@ -80,10 +76,7 @@ def _tensors(pixels: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def _checked(file: Path, md5: str) -> bytes:
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise RunError(f"{file}: {error.strerror}") from error
+    content = read(file)
     found = hashlib.md5(content).hexdigest()
     if found != md5:
         raise RunError(

@@ -4,15 +4,19 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from ..errors import ConfigError
+from ..files import writing
 from .loop import Meter
 
 
@@ -20,12 +24,12 @@ class Events:
     """Scalars of each epoch for TensorBoard, and for wandb when LOG.WANDB asks for it.
 
     The files are derived from the run's history: a resumed run writes them anew, so that no
-    epoch is there twice and none is missing.
+    epoch is there twice and none is missing. They are written in this thread: in SummaryWriter's
+    own a full disk is not noticed, until its queue is full and the run stands still.
     """
 
     def __init__(self, folder: Path, name: str, cfg: CfgNode, history: Sequence[dict[str, float]]):
-        shutil.rmtree(folder, ignore_errors=True)
-        self.writer = SummaryWriter(str(folder))
+        self.folder = folder
         self.wandb: Any = None
         if cfg.LOG.WANDB:
             try:
@@ -37,6 +41,11 @@ class Events:
             self.wandb = wandb.init(
                 project=cfg.EXPERIMENT.PROJECT, name=name, id=name, resume="allow", config=dict(cfg)
             )
+        with writing(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            self.writer = RecordWriter(str(folder / f"events.out.tfevents.{int(time.time())}"))
+            self._write(file_version="brain.Event:2")
         for epoch in history:
             self._tensorboard(epoch)
 
@@ -46,13 +55,18 @@ class Events:
             self.wandb.log(epoch, step=int(epoch["epoch"]))
 
     def _tensorboard(self, epoch: dict[str, float]) -> None:
-        for name, value in epoch.items():
-            if name != "epoch":
-                self.writer.add_scalar(name, value, int(epoch["epoch"]))
-        self.writer.flush()
+        with writing(self.folder):
+            for name, value in epoch.items():
+                if name != "epoch":
+                    self._write(step=int(epoch["epoch"]), summary=scalar(name, value))
+            self.writer.flush()
+
+    def _write(self, **content: Any) -> None:
+        self.writer.write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def close(self) -> None:
-        self.writer.close()
+        with suppress(OSError):  # every epoch was flushed
+            self.writer.close()
         if self.wandb:
             self.wandb.finish()
 

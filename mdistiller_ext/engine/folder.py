@@ -2,16 +2,35 @@
 
 import json
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from yacs.config import CfgNode
 
 from ..config import leaves, shown
-from ..errors import ConfigError
-from ..files import load
+from ..distillers import Distiller
+from ..errors import ConfigError, RunError
+from ..files import check_finite, load, save
+from ..seeding import set_random_state
+from .record import history_fault, read_record
 
+LATEST, PREVIOUS = "latest", "latest.previous"
+# What `latest` holds.
+STATE: dict[str, Any] = {
+    "epoch": int,
+    "model": dict,
+    "optimizer": dict,
+    "random": dict,
+    "history": list,
+    "meter": dict,
+    "spent": float,
+    "config": dict,
+    "teacher_sha256": (str, type(None)),
+}
 # What may change between a run and its continuation: where things lie, not what they are.
 PLACES = (
     "EXPERIMENT.",
@@ -43,21 +62,68 @@ def earlier_state(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | 
 
     Raises:
         ConfigError: the folder holds a run and `resume` is false, or its config is another.
-        RunError: `latest` is damaged.
+        RunError: `latest` is damaged, or gone.
     """
-    latest = folder / "latest"
-    if not resume and (latest.exists() or (folder / "record.json").exists()):
+    latest, record = folder / LATEST, folder / "record.json"
+    if (folder / PREVIOUS).exists() and not latest.exists():
+        (folder / PREVIOUS).replace(latest)  # killed between two renames
+    there = latest.exists()
+    if not resume and (there or record.exists()):
         raise ConfigError(
             f"{folder} holds a run already: continue it with --resume, or start another "
             f"with a different EXPERIMENT.NAME or SOLVER.SEED"
         )
-    if not latest.exists():
+    if not there and not (record.exists() and read_record(record)["epochs"]):
         return None
-    state = load(latest)
+    try:
+        state = _read_state(latest)
+    except RunError as error:
+        raise RunError(f"{error}; {_way_out(folder)}") from error
     changed = differences(state["config"], plain(cfg))
     if changed:
         raise ConfigError(f"{latest}: was trained with another config: {'; '.join(changed)}")
     return state
+
+
+def save_state(state: dict[str, Any], folder: Path) -> None:
+    """Make it what a resumed run starts from, and keep the one before."""
+    save(state, folder / LATEST, previous=folder / PREVIOUS)
+
+
+def restore(
+    state: dict[str, Any], folder: Path, distiller: Distiller, optimizer: torch.optim.Optimizer
+) -> None:
+    """Put what `latest` holds into what was built from its config.
+
+    Raises:
+        RunError: it does not fit.
+    """
+    # The optimizer's settings are the config's; only what its steps left behind is the file's.
+    groups = optimizer.state_dict()["param_groups"]
+    teacher = {k: v for k, v in distiller.state_dict().items() if k.startswith("teacher.")}
+    with fitting(folder):
+        distiller.load_state_dict({**teacher, **state["model"]})
+        optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        for parameter, kept in optimizer.state.items():
+            for name, value in kept.items():
+                if value is not None and value.shape != parameter.shape:
+                    raise ValueError(f"{name} has shape {tuple(value.shape)}")
+        set_random_state(state["random"])
+
+
+@contextmanager
+def fitting(folder: Path) -> Iterator[None]:
+    """Turns the errors of a `latest` that does not fit into one line.
+
+    Raises:
+        RunError: instead of these.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{folder / LATEST}: does not fit its config: {' '.join(str(error).split())}"
+        ) from error
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -71,15 +137,50 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def finished_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a run that has come to its end, else None."""
+    """The record of a run that has come to its end, else None.
+
+    Raises:
+        RunError: it is damaged.
+    """
     file = folder / "record.json"
-    record = json.loads(file.read_text()) if file.exists() else {}
-    return record if record.get("status") == "finished" else None
+    if not file.exists():
+        return None
+    try:
+        record = read_record(file)
+    except RunError as error:
+        raise RunError(f"{error}; remove it, and --resume writes it anew") from error
+    return record if record["status"] == "finished" else None
 
 
 def plain(cfg: CfgNode) -> dict[str, Any]:
     """What a run depends on, in plain types."""
     return json.loads(json.dumps(shown(cfg)))
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    state = load(file)
+    if not isinstance(state, dict) or state.keys() != STATE.keys():
+        raise RunError(f"{file}: expected a dict of {', '.join(STATE)}, found something else")
+    for key, kind in STATE.items():
+        if not isinstance(state[key], kind):
+            raise RunError(f"{file}: {key} is a {type(state[key]).__name__}")
+    if len(state["history"]) != state["epoch"]:
+        raise RunError(f"{file}: {len(state['history'])} epochs, expected {state['epoch']}")
+    if fault := history_fault(state["history"]):
+        raise RunError(f"{file}: {fault}")
+    check_finite(file, state)
+    return state
+
+
+def _way_out(folder: Path) -> str:
+    """What is to be done about a `latest` that cannot be used."""
+    latest, previous = folder / LATEST, folder / PREVIOUS
+    try:
+        epoch = _read_state(previous)["epoch"]
+    except RunError:
+        return f"there is no state before it: remove {folder} to start anew"
+    command = shlex.join(["mv", str(previous), str(latest)])
+    return f"{previous} holds the state after epoch {epoch}: {command} and --resume go on from it"
 
 
 def _is_place(key: str) -> bool:

@@ -50,9 +50,15 @@ class Meter:
         return {"sizes": self.sizes, "names": self.names, **tensors}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on in the epoch that was started, where `state_dict` was taken."""
+        """Go on in the epoch that was started, where `state_dict` was taken.
+
+        Raises:
+            ValueError: it is of an epoch with another number of steps.
+        """
         if not state:
             return
+        if state["terms"].shape != (self.steps, len(state["names"])):
+            raise ValueError(f"meter: terms of shape {tuple(state['terms'].shape)}")
         self.sizes = list(state["sizes"])
         if not self.names:
             self.names = list(state["names"])

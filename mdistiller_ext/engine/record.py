@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import platform
 import resource
 import subprocess
@@ -15,10 +16,21 @@ import torch
 from yacs.config import CfgNode
 
 from ..config import source
-from ..files import write_atomically
+from ..errors import RunError
+from ..files import read, write_atomically
 from ..toolkit.methods import toolkit_facts
 
 PACKAGE = Path(__file__).resolve().parents[1]
+# What a reader of records takes from them, and its types; of a teacher, where there is one.
+TYPES = {
+    "name": str,
+    "status": str,
+    "config": dict,
+    "environment": {"torch": str, "device_name": str, "mdistiller_ext": str},
+    "epochs": list,
+    "wall_seconds": (int, float),
+}
+TEACHER_TYPES = {"name": str, "file": str, "sha256": str, "test_top1": (int, float)}
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -75,8 +87,34 @@ def peak_memory(device: torch.device) -> int:
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write a record, with the sha256 of its content in it."""
     record["sha256"] = digest(record)
-    text = json.dumps(record, indent=1)
+    try:
+        text = json.dumps(record, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise RunError(f"{path}: cannot be written: {error}") from error
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a record that can be believed: whole, unchanged since it was written, of one piece.
+
+    Raises:
+        RunError: it is not; the line says what is wrong with it.
+    """
+    try:
+        record = json.loads(
+            read(path), parse_constant=_number, parse_float=_number, parse_int=_integer
+        )
+        fault = _fault(record)
+    except (ValueError, RecursionError) as error:
+        fault = f"damaged: {type(error).__name__}: {error}"
+    if fault:
+        raise RunError(f"{path}: {fault}")
+    return record
+
+
+def printable(text: str) -> str:
+    """What a record says, in one line and without control of a terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def digest(record: dict[str, Any]) -> str:
@@ -84,6 +122,62 @@ def digest(record: dict[str, Any]) -> str:
     content = {key: value for key, value in record.items() if key != "sha256"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def history_fault(epochs: list[Any]) -> str:
+    """Why these cannot be the figures of a run's epochs, or ""."""
+    for number, epoch in enumerate(epochs, start=1):
+        fault = _misfit(epoch, {"epoch": int, "test_top1": (int, float)}, f"epoch {number}")
+        if fault:
+            return fault
+        if not all(type(value) in (int, float) for value in epoch.values()):
+            return f"epoch {number} holds something else than numbers"
+        if epoch.keys() != epochs[0].keys():
+            return f"epoch {number} has other figures than the first"
+        if epoch["epoch"] != number:
+            return f"epoch {number} is called {epoch['epoch']}"
+        if not 0 <= epoch["test_top1"] <= 100:
+            return f"epoch {number} has a test_top1 of {epoch['test_top1']} %"
+    return ""
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > 19:
+        raise ValueError(f"{text[:19]}... is too large")
+    return int(text)
+
+
+def _fault(record: Any) -> str:
+    fault = _misfit(record, TYPES, "the record")
+    if not fault and record.get("teacher") is not None:
+        fault = _misfit(record["teacher"], TEACHER_TYPES, "teacher")
+    if fault:
+        return f"damaged: {fault}"
+    if record.get("sha256") != digest(record):
+        return "changed after it was written (its sha256 does not match)"
+    if fault := history_fault(record["epochs"]):
+        return f"damaged: {fault}"
+    expected = summary(record["epochs"])
+    wrong = [key for key, value in expected.items() if record.get(key) != value]
+    return f"its epochs give another {', '.join(wrong)}" if wrong else ""
+
+
+def _misfit(value: Any, expected: Any, name: str) -> str:
+    """How a value of JSON differs from the expected type, or dict of such, or ""."""
+    kinds = dict if isinstance(expected, dict) else expected
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        return f"{name} is a {type(value).__name__}"
+    if isinstance(expected, dict):
+        for key, kind in expected.items():
+            if fault := _misfit(value.get(key), kind, key):
+                return fault
+    return ""
 
 
 def _git(*words: str) -> str | None:

@@ -1,5 +1,6 @@
 """One run: what it is made of, its epochs, and what it leaves in its folder."""
 
+import os
 import time
 from collections.abc import Generator, Iterator
 from contextlib import suppress
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from ..config import source
 from ..data import ImageSet, get_dataset
 from ..distillers import Distiller
 from ..errors import ConfigError, RunError, Stopped
 from ..files import save
-from ..seeding import epoch_generator, random_state, seed_everything, set_random_state
+from ..seeding import epoch_generator, random_state, seed_everything
 from ..teacher import TabledTeacher, TeacherTable, Weights
 from .build import (
     CompiledStudent,
@@ -26,7 +28,7 @@ from .build import (
 )
 from .evaluation import fidelity, performance, predict
 from .events import Events, Progress
-from .folder import finished_record, plain
+from .folder import LATEST, finished_record, fitting, plain, restore, save_state
 from .graph import DeviceSteps
 from .loop import Meter, learning_rate, train_epoch
 from .record import environment, method_facts, peak_memory, summary, write_record
@@ -88,10 +90,8 @@ class Run:
         self.distiller = build_distiller(cfg, weights, self.train_set.targets).to(device)
         self.optimizer = build_optimizer(cfg, self.distiller)
         if state:
-            self.distiller.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            restore(state, folder, self.distiller, self.optimizer)
             self.history = state["history"]
-            set_random_state(state["random"])
         self.table, self.tabled = None, None
         features = takes_features(self.distiller, self.train_set) if weights else set()
         takes_logits = "teacher" not in features
@@ -121,7 +121,8 @@ class Run:
         self.meter.start(len(self.history) + 1)
         self.spent = 0.0
         if state:
-            self.meter.load_state_dict(state["meter"], device)
+            with fitting(folder):
+                self.meter.load_state_dict(state["meter"], device)
             self.spent = state["spent"]
             print(f"{folder}: going on after {self._progress()}")
         self.logits_teacher = self._predict(self.distiller.teacher) if weights else None
@@ -179,9 +180,11 @@ class Run:
             stopped = isinstance(error, (KeyboardInterrupt, GeneratorExit))
             with suppress(RunError):  # a full disk must not hide what happened first
                 if self.meter.step and isinstance(error, (Stopped, GeneratorExit)):
-                    save(self._state(self.history), self.folder / "latest")
+                    save_state(self._state(self.history), self.folder)
                 self._write_record("interrupted" if stopped else "failed", error=str(error))
             kept = f"{self.folder} keeps the state after {self._progress()}"
+            if not os.path.exists(self.folder / LATEST):  # False, too, where it may not be asked
+                kept = f"{self.folder} keeps no state"
             if isinstance(error, RunError):
                 raise RunError(f"{error}; {kept}") from error
             if isinstance(error, Stopped):
@@ -324,12 +327,15 @@ class Run:
         if epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
             save(student, self.folder / f"student_{epoch}")
         save(student, self.folder / "student_last")
-        save(self._state(history), self.folder / "latest")
+        save_state(self._state(history), self.folder)
 
     def _state(self, history: list[dict[str, float]]) -> dict[str, Any]:
+        model = self.distiller.state_dict()
+        if source(self.cfg.DISTILLER) == "ext":  # a method of the toolkit may change its teacher
+            model = {k: v for k, v in model.items() if not k.startswith("teacher.")}
         return {
             "epoch": len(history),
-            "model": self.distiller.state_dict(),
+            "model": model,
             "optimizer": self.optimizer.state_dict(),
             "random": random_state() if self.alone else self.random,
             "history": history,

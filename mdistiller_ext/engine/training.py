@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from ..config import load_cfg
 from ..errors import ConfigError, RunError
-from ..files import discard_parts, load, write_atomically
+from ..files import discard_parts, load, write_atomically, writing
 from ..teacher import Weights, fetch_weights, find_weights, load_weights
 from .folder import default_name, earlier_state
 from .replicas import World
@@ -112,15 +112,16 @@ def opened(
 ) -> Iterator[Run]:
     """A run, new or as it was left, while its folder is locked."""
     folder, world = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), common.world
-    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         state = None
         if world.first:
-            try:
-                stack.enter_context(FileLock(folder / "lock", timeout=LOCK_WAIT))
-            except Timeout:
-                raise RunError(f"{folder} is in use by another process") from None
-            discard_parts(folder)
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    stack.enter_context(FileLock(folder / "lock", timeout=LOCK_WAIT))
+                except Timeout:
+                    raise RunError(f"{folder} is in use by another process") from None
+                discard_parts(folder)
             state = earlier_state(cfg, folder, resume)
         weights = (
             None if cfg.DISTILLER.TYPE == "NONE" else teacher_weights(cfg, common.device, world)
@@ -159,8 +160,10 @@ def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
             f"{trained[1]}, expected {name} on {dataset}"
         )
     file = Path("checkpoints", dataset, f"{name}.pth")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file.with_suffix(".lock")).acquire()
+    with lock:
         if not file.exists():
             print(f"no weights of {name} on {dataset} yet: training it first, {file} will keep it")
             _, folder = train(teacher_cfg, default_name(teacher_cfg), device, resume=True)

@@ -9,7 +9,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -17,6 +17,8 @@ import torch
 from tqdm import tqdm
 
 from ..engine import StopSignals, pick_device, train, train_many
+from ..engine.folder import finished_record
+from ..engine.record import printable, read_record
 from ..errors import ConfigError, RunError, Stopped
 from .plan import Job
 
@@ -39,7 +41,7 @@ def run_jobs(jobs: Sequence[Job], launcher: Launcher, together: int = 1) -> dict
     Returns:
         name -> what went wrong, of the jobs that did not come to their end.
     """
-    left = [job for job in jobs if state(job)[0] != "finished"]
+    left = [job for job in jobs if not finished(job)]
     print(f"{len(jobs)} runs: {len(jobs) - len(left)} finished already, {len(left)} to go")
     groups = [left[i : i + together] for i in range(0, len(left), together)]
     epochs, done = sum(job.cfg.SOLVER.EPOCHS for job in left), 0
@@ -54,7 +56,7 @@ def run_jobs(jobs: Sequence[Job], launcher: Launcher, together: int = 1) -> dict
             bar.update(sum(trained for _, trained in states) - bar.n)
             failed = sum(status == "failed" for status, _ in states)
             bar.set_postfix_str(f"{done} of {len(left)} runs, {failed} failed")
-    return {job.name: _reason(job) for job in left if state(job)[0] != "finished"}
+    return {job.name: _reason(job) for job in left if not finished(job)}
 
 
 def processes(groups: Sequence[list[Job]], device: torch.device, count: int) -> Iterator[int]:
@@ -126,23 +128,29 @@ def work(jobs: list[Job], device: str, threads: int) -> None:
             print(f"error: {error or type(error).__name__}")
 
 
+def finished(job: Job) -> bool:
+    """Whether it has come to its end, by a record that can be believed."""
+    try:
+        return finished_record(job.folder) is not None
+    except RunError:
+        return False
+
+
 def state(job: Job) -> tuple[str, int]:
-    """(status, epochs trained) by the record; ("new", 0) where there is none."""
+    """(status, epochs trained), as its record says while it runs; ("new", 0) without one."""
     try:
         record = json.loads((job.folder / "record.json").read_text())
         return record["status"], len(record["epochs"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return "new", 0
 
 
 def _reason(job: Job) -> str:
     """Why a job did not finish: what its record or its log says last."""
-    try:
-        record = json.loads((job.folder / "record.json").read_text())
-        if record.get("error"):
-            return record["error"]
-    except (OSError, ValueError):
-        pass
+    with suppress(RunError):
+        error = read_record(job.folder / "record.json").get("error")
+        if error:
+            return printable(str(error))
     log = job.folder / LOG
     lines = log.read_text().splitlines() if log.exists() else []
     errors = [line for line in lines if line.startswith("error: ")]

@@ -107,15 +107,15 @@ def dat_groups(
     study: Study, records: dict[str, dict[str, Any]], student: str, arm: str
 ) -> Figure | None:
     """The mean KL of the samples whose temperature DAT raised, lowered and left, by epoch."""
+    names = ("dat_raised_kl", "dat_lowered_kl", "dat_kl", "dat_raised", "dat_lowered")
     epochs = [
         records[job.name]["epochs"]
         for job in study.jobs
         if (job.student, job.arm) == (student, arm) and job.name in records
-        if records[job.name]["epochs"][-1].get("dat_raised")
+        if all(records[job.name]["epochs"][-1].get(name) for name in (*names, "dat_images"))
     ]
     if not epochs:
         return None
-    names = ("dat_raised_kl", "dat_lowered_kl", "dat_kl", "dat_raised", "dat_lowered")
     raised_kl, lowered_kl, kl, raised, lowered = (
         np.asarray([[epoch[name] for epoch in run] for run in epochs]).mean(0) for name in names
     )

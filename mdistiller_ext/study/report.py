@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from matplotlib.figure import Figure
 from ..config import NUM_CLASSES
 from ..data import get_dataset
 from ..engine import predict
+from ..engine.record import printable
 from ..errors import ConfigError, RunError
-from ..files import write_atomically
+from ..files import write_atomically, writing
 from ..models import cifar_model_dict
 from ..teacher import load_into, load_weights
 from . import plots
@@ -47,7 +49,8 @@ def write_report(study: Study, allowed: Iterable[str] = ()) -> tuple[str, Path]:
     runs = table(study, records)
     findings = analyse(study, runs)
     folder = study.folder / "report"
-    folder.mkdir(exist_ok=True)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
     pictures = _pictures(study, records, findings)
     for name, (_, figure) in pictures.items():
         for kind in ("svg", "png"):
@@ -171,14 +174,14 @@ def _markdown(
     tables: dict[str, pd.DataFrame],
     left_out: list[str],
 ) -> str:
-    parts = [f"# Study {study.name}", intro]
+    parts = [f"# Study {_literal(study.name)}", _literal(intro)]
     parts += [f"**Warning:** {text}" for text in findings.warnings]
     for heading, frame in tables.items():
         parts += [f"## {heading}", frame.to_markdown(index=False, disable_numparse=True)]
     if needed := _needed(findings):
         parts += ["## Seeds that such a study needs", *needed]
     if left_out:
-        parts += ["## Left out", "\n".join(f"- {line}" for line in left_out)]
+        parts += ["## Left out", "\n".join(f"- {_literal(line)}" for line in left_out)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -233,11 +236,11 @@ def _pictures(
         ):
             figure = plots.by_epoch(study, records, student, key, label)
             if figure:
-                found[f"{name}_{student}"] = (f"{student}: {caption}", figure)
+                found[f"{name}_{slug(student)}"] = (f"{student}: {caption}", figure)
         for arm in study.arms:
             figure = plots.dat_groups(study, records, student, arm)
             if figure:
-                place = f"dat_{student}_{slug(arm)}"
+                place = f"dat_{slug(student)}_{slug(arm)}"
                 found[place] = (f"{student}, {arm}: the groups of DAT, by their loss.", figure)
     try:
         found["teacher"] = (
@@ -258,8 +261,9 @@ def _teacher_picture(study: Study, records: dict[str, dict[str, Any]]) -> Figure
     weights = load_weights(Path(facts["file"]))
     if weights.sha256 != facts["sha256"]:
         raise RunError(f"{weights.file}: not the one that the runs had")
-    teacher = cifar_model_dict[facts["name"]][0](num_classes=NUM_CLASSES[cfg.DATASET.TYPE])
-    load_into(teacher, weights, facts["name"])
+    name = cfg.DISTILLER.TEACHER
+    teacher = cifar_model_dict[name][0](num_classes=NUM_CLASSES[cfg.DATASET.TYPE])
+    load_into(teacher, weights, name)
     test = get_dataset(cfg)[1]
     logits = predict(teacher, test, 250)
     sure = logits.softmax(1).amax(1).argsort(descending=True)
@@ -267,6 +271,11 @@ def _teacher_picture(study: Study, records: dict[str, dict[str, Any]]) -> Figure
     side = slice(test.padding, test.padded.shape[2] - test.padding)
     images = test.padded[chosen][:, :, side, side]
     return plots.softened(images, logits[chosen], test.targets[chosen], 4.0, 0.4)
+
+
+def _literal(text: str) -> str:
+    """What a record says, as text in Markdown: no HTML and no link."""
+    return re.sub(r"[\\`*<>&\[\]|]", r"\\\g<0>", printable(text))
 
 
 def _write(file: Path, content: bytes) -> None:

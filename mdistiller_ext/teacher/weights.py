@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ..errors import ConfigError, RunError
-from ..files import download, extract, load
+from ..files import check_finite, download_folder, load, read
 from ..models.resnet import CHECKPOINTS
 
 URL = (
@@ -52,15 +52,11 @@ def fetch_weights(name: str, dataset: str) -> Path:
     """
     tried = [str(place) for place in _places(name, dataset)]
     if dataset == "cifar100" and name in IN_ARCHIVE:
-        archive = TOOLKIT_FOLDER / "cifar_teachers.tar"
         try:
-            download(URL, archive)
-            extract(archive, "cifar_teachers", into=TOOLKIT_FOLDER)
+            download_folder(URL, "cifar_teachers", into=TOOLKIT_FOLDER)
             return _toolkit_file(name)
         except RunError as error:
             tried.append(str(error))
-        finally:
-            archive.unlink(missing_ok=True)
     raise RunError(
         f"no weights for the teacher {name} on {dataset}. Tried: {'; '.join(tried)}. Name a file "
         f"with DISTILLER.TEACHER_CKPT, or train one: "
@@ -76,12 +72,12 @@ def load_weights(file: Path) -> Weights:
     """
     content = load(file)
     state = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise RunError(f'{file}: expected {{"model": state_dict}}, found something else')
-    for key, tensor in state.items():
-        if not tensor.isfinite().all():
-            raise RunError(f"{file}: {key} holds values that are not finite")
-    return Weights(state, file, hashlib.sha256(file.read_bytes()).hexdigest())
+    check_finite(file, state)
+    return Weights(dict(state), file, hashlib.sha256(read(file)).hexdigest())
 
 
 def load_into(model: nn.Module, weights: Weights, name: str) -> None:
