@@ -87,25 +87,10 @@ def load_cfg(file: str | Path, options: Sequence[Any] = ()) -> CN:
         raise ConfigError(f"--cfg {file}: found a {type(tree).__name__}, expected sections of keys")
     pairs = list(leaves(tree or {}))
     counts = Counter(key for key, _ in pairs)
-    faults = {key: f"{key}: is there {n} times in {file}" for key, n in counts.items() if n > 1}
+    faults = {key: f"{key}: is given {n} times in {file}" for key, n in counts.items() if n > 1}
     values = dict(pairs) | over
     cfg = get_cfg()
-    method = {
-        key: str(_as_type(values.get(f"DISTILLER.{key}", cfg.DISTILLER[key]), str))
-        for key in ("TYPE", "SOURCE")
-    }
-    name = method["TYPE"]
-    if source(method) == "mdistiller":
-        try:
-            cfg.update(toolkit_node(name))
-        except ConfigError as error:
-            ours = "" if method["SOURCE"] == "mdistiller" else f"{', '.join(distiller_dict)} or "
-            faults["DISTILLER.TYPE"] = (
-                f"DISTILLER.TYPE: {brief(name)} is not allowed, expected one of {ours}a method of "
-                f"mdistiller ({error})"
-            )
-            if name not in cfg:  # what a method that is not there could be set to, nobody knows
-                values = {key: v for key, v in values.items() if not key.startswith(f"{name}.")}
+    faults |= _add_toolkit_node(values, cfg)
     faults = check(cfg, faults | _merge(values, cfg))
     if faults:
         raise ConfigError("\n".join(faults.values()))
@@ -167,17 +152,43 @@ def check(cfg: CN, before: Mapping[str, str] = MappingProxyType({})) -> dict[str
                 faults[key] = f"{key}: {brief(values[key])} is not allowed, expected {text}"
 
     alone = {key: rule_of(key) for key in values}
-    if cfg.DISTILLER.TYPE == "NONE":
-        del alone["DISTILLER.TEACHER"]  # nobody asks for it, and the default is not ours
-    if source(cfg.DISTILLER) == "mdistiller":
-        del alone[
-            "DISTILLER.TYPE"
-        ]  # it is in the toolkit's registry, or its node would not be here
+    if cfg.DISTILLER.TYPE == "NONE":  # nobody asks for a teacher, and the default is not ours
+        del alone["DISTILLER.TEACHER"]
+    if source(cfg.DISTILLER) == "mdistiller":  # its registry has been asked already
+        del alone["DISTILLER.TYPE"]
     apply(alone)
     names = ("DATASET.TYPE", "DISTILLER.TYPE", "DISTILLER.STUDENT", "DISTILLER.TEACHER")
     if not faults.keys() & set(names):
         apply(rules_beside(cfg))
     return faults
+
+
+def _add_toolkit_node(values: dict[str, Any], cfg: CN) -> dict[str, str]:
+    """Add the node of the toolkit's method that the values ask for, if they do.
+
+    Returns:
+        The fault of DISTILLER.TYPE if there is no such method; its settings leave `values` then.
+    """
+    method = {
+        key: str(_as_type(values.get(f"DISTILLER.{key}", cfg.DISTILLER[key]), str))
+        for key in ("TYPE", "SOURCE")
+    }
+    name = method["TYPE"]
+    if source(method) != "mdistiller":
+        return {}
+    try:
+        cfg.update(toolkit_node(name))
+    except ConfigError as error:
+        if name not in cfg:
+            for key in [key for key in values if key.startswith(f"{name}.")]:
+                del values[key]
+        ours = "" if method["SOURCE"] == "mdistiller" else f"{', '.join(distiller_dict)} or "
+        fault = (
+            f"DISTILLER.TYPE: {brief(name)} is not allowed, expected one of {ours}a method of "
+            f"mdistiller ({error})"
+        )
+        return {"DISTILLER.TYPE": fault}
+    return {}
 
 
 def _merge(values: Mapping[str, Any], cfg: CN) -> dict[str, str]:
