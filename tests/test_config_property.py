@@ -160,6 +160,7 @@ class Dumper(yaml.SafeDumper):
 
 
 def as_yaml(values: dict) -> str:
+    """Nested in sections, or below a section that is none, as a dotted key."""
     tree: dict = {}
     for key, value in values.items():
         *sections, last = key.split(".")
@@ -167,6 +168,7 @@ def as_yaml(values: dict) -> str:
         for section in sections:
             node = node.setdefault(section, {})
             if not isinstance(node, dict):
+                tree[key] = value
                 break
         else:
             node[last] = value

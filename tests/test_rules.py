@@ -52,7 +52,7 @@ BAD = [
     ("EXPERIMENT.NAME", r"a\b"),
     ("EXPERIMENT.NAME", "a\nb"),
     ("EXPERIMENT.NAME", "a\udcff"),
-    ("EXPERIMENT.NAME", "한" * 100),
+    ("EXPERIMENT.NAME", "한" * 70),  # 210 bytes
     ("EXPERIMENT.PROJECT", "/tmp"),
     ("EXPERIMENT.PROJECT", ""),
     ("EXPERIMENT.PROJECT", "."),
@@ -148,6 +148,14 @@ def test_values_that_do_not_fit_each_other(toolkit, method, options, fault):
     with pytest.raises(ConfigError) as error:
         load_cfg(ROOT / f"configs/cifar100/toolkit/{method}.yaml", options)
     assert str(error.value) == fault
+
+
+def test_an_unknown_source_is_no_fault_of_the_method(toolkit):
+    with pytest.raises(ConfigError) as error:
+        load_cfg(ROOT / "configs/cifar100/toolkit/at.yaml", ["DISTILLER.SOURCE", "x"])
+    assert str(error.value) == (
+        "DISTILLER.SOURCE: 'x' is not allowed, expected one of auto, ext, mdistiller"
+    )
 
 
 def test_what_a_method_needs_binds_no_other_method(toolkit):
