@@ -1,20 +1,25 @@
 """The configuration: defaults, types, allowed values, and reading it from YAML and options."""
 
-import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from ast import literal_eval
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from functools import reduce
+from operator import getitem
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode as CN
 
+from .data import FACTS
 from .distillers import distiller_dict
-from .errors import ConfigError
-from .models import cifar_model_dict
-from .pruning import pruned_count
+from .errors import ConfigError, bare, brief
+from .rules import Rule, rule_of, rules_beside
 from .toolkit.methods import toolkit_node
+from .yaml_file import read_yaml
 
-NUM_CLASSES = {"cifar100": 100, "digits": 10}
+NUM_CLASSES = {name: facts.classes for name, facts in FACTS.items()}
 
 
 def get_cfg() -> CN:
@@ -67,64 +72,51 @@ def get_cfg() -> CN:
     return cfg
 
 
-def load_cfg(file: str | Path, options: Sequence[str] = ()) -> CN:
+def load_cfg(file: str | Path, options: Sequence[Any] = ()) -> CN:
     """A checked, frozen config: the defaults, then a YAML file, then `KEY VALUE` pairs.
 
-    DISTILLER.TEACHER_CFG is relative to the YAML file's folder.
+    Of pairs with the same key the last one counts. DISTILLER.TEACHER_CFG is relative to the YAML
+    file's folder.
 
     Raises:
         ConfigError: all faults at once, one a line.
     """
-    if len(options) % 2:
-        raise ConfigError(
-            f"options come as KEY VALUE pairs, found {len(options)} words: {' '.join(options)}"
-        )
-    pairs = [*_read(Path(file)), *zip(options[::2], options[1::2], strict=True)]
-    cfg, faults = get_cfg(), []
-    method = {
-        key: str(dict(pairs).get(f"DISTILLER.{key}", cfg.DISTILLER[key]))
-        for key in ("TYPE", "SOURCE")
-    }
-    if source(method) == "mdistiller":
-        name = method["TYPE"]
-        try:
-            cfg.update(toolkit_node(name))
-        except ConfigError as error:
-            ours = (
-                ""
-                if method["SOURCE"] == "mdistiller"
-                else f"one of {', '.join(distiller_dict)} or "
-            )
-            faults.append(
-                f"DISTILLER.TYPE: {name!r} is not allowed, expected {ours}a method of mdistiller "
-                f"({error})"
-            )
-            pairs = [pair for pair in pairs if not pair[0].startswith(f"{name}.")]
-    known = dict(leaves(cfg))
-    for key, value in pairs:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            faults.append(f"{key}: no such key{hint}")
-            continue
-        try:
-            cfg.merge_from_list([key, value])
-        except ValueError:
-            expected = type(known[key]).__name__
-            hint = " (write 4.0 for 4)" if expected == "float" else ""
-            faults.append(f"{key}: {value!r} is of the wrong type, expected {expected}{hint}")
+    over = as_pairs(options)
+    tree = read_yaml(Path(file), f"--cfg {file}")
+    if not isinstance(tree, dict | None):
+        raise ConfigError(f"--cfg {file}: found a {type(tree).__name__}, expected sections of keys")
+    pairs = list(leaves(tree or {}))
+    counts = Counter(key for key, _ in pairs)
+    faults = {key: f"{key}: is given {n} times in {file}" for key, n in counts.items() if n > 1}
+    values = dict(pairs) | over
+    cfg = get_cfg()
+    faults |= _add_toolkit_node(values, cfg)
+    faults = check(cfg, faults | _merge(values, cfg))
+    if faults:
+        raise ConfigError("\n".join(faults.values()))
     if cfg.DISTILLER.TEACHER_CFG:
         cfg.DISTILLER.TEACHER_CFG = str(Path(file).parent / cfg.DISTILLER.TEACHER_CFG)
-    faults = faults or check(cfg)
-    if faults:
-        raise ConfigError("\n".join(faults))
     cfg.freeze()
     return cfg
 
 
+def as_pairs(options: Sequence[Any]) -> dict[str, Any]:
+    """The words KEY VALUE KEY VALUE ... as key -> value, the last one of a key.
+
+    Raises:
+        ConfigError: the last key has no value.
+    """
+    if len(options) % 2:
+        words = " ".join(map(str, options))
+        raise ConfigError(
+            f"options come as KEY VALUE pairs, found {len(options)} words: {brief(words)}"
+        )
+    return {str(key): value for key, value in zip(options[::2], options[1::2], strict=True)}
+
+
 def source(node: Mapping[str, str]) -> str:
     """Whose code a DISTILLER node's TYPE runs: "ext", ours, or "mdistiller", the toolkit's."""
-    if node["SOURCE"] != "auto":
+    if node["SOURCE"] in ("ext", "mdistiller"):
         return node["SOURCE"]
     return "ext" if node["TYPE"] in distiller_dict else "mdistiller"
 
@@ -137,111 +129,116 @@ def shown(cfg: CN) -> CN:
     return CN({section: cfg[section].clone() for section in sections})
 
 
-def _read(file: Path) -> list[tuple[str, Any]]:
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"--cfg {file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--cfg {file}: no valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"--cfg {file}: found a {type(tree).__name__}, expected sections of keys")
-    return list(leaves(tree))
-
-
 def leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf of a tree of sections."""
+    """(dotted key, value) of every leaf of a tree of sections; an empty section is a leaf too."""
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def check(cfg: CN) -> list[str]:
-    """The faults of a config's values, one line each: key, value found, values allowed."""
-    faults = []
-    for key, value in leaves(shown(cfg)):
-        if key == "DISTILLER.TEACHER" and cfg.DISTILLER.TYPE == "NONE":
-            continue  # without distillation nobody asks for it, and the default is not ours
-        if key == "DISTILLER.TYPE" and source(cfg.DISTILLER) == "mdistiller":
-            continue  # it is in the toolkit's registry, or its node would not be here
-        allowed, text = _RULES.get(key) or _METHOD_RULES.get(key.rsplit(".", 1)[1], _ANY)
-        if value is None or not allowed(value):
-            faults.append(f"{key}: {value!r} is not allowed, expected {text}")
-        elif key.endswith(".RATIOS") and cfg.DATASET.TYPE in NUM_CLASSES:
-            try:
-                pruned_count(max(value), NUM_CLASSES[cfg.DATASET.TYPE])
-            except ValueError as error:
-                faults.append(f"{key}: {value!r} is not allowed: {error}")
+def check(cfg: CN, before: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """The faults of a config: key -> a line with the value found and the values allowed.
+
+    Args:
+        before: faults found already. They come first, and hide what else is wrong with their keys.
+    """
+    faults, values = dict(before), dict(leaves(cfg))
+
+    def apply(rules: Mapping[str, Rule]) -> None:
+        for key, (allowed, text) in rules.items():
+            if key in values and key not in faults and not allowed(values[key]):
+                faults[key] = f"{key}: {brief(values[key])} is not allowed, expected {text}"
+
+    alone = {key: rule_of(key) for key in values}
+    if cfg.DISTILLER.TYPE == "NONE":  # nobody asks for a teacher, and the default is not ours
+        del alone["DISTILLER.TEACHER"]
+    if source(cfg.DISTILLER) == "mdistiller":  # its registry has been asked already
+        del alone["DISTILLER.TYPE"]
+    apply(alone)
+    names = ("DATASET.TYPE", "DISTILLER.TYPE", "DISTILLER.STUDENT", "DISTILLER.TEACHER")
+    if not faults.keys() & set(names):
+        apply(rules_beside(cfg))
     return faults
 
 
-Rule = tuple[Callable[[Any], bool], str]
-_ANY: Rule = (lambda value: True, "a value")
+def _add_toolkit_node(values: dict[str, Any], cfg: CN) -> dict[str, str]:
+    """Add the node of the toolkit's method that the values ask for, if they do.
+
+    Returns:
+        The fault of DISTILLER.TYPE if there is no such method; its settings leave `values` then.
+    """
+    method = {
+        key: str(_as_type(values.get(f"DISTILLER.{key}", cfg.DISTILLER[key]), str))
+        for key in ("TYPE", "SOURCE")
+    }
+    name = method["TYPE"]
+    if source(method) != "mdistiller":
+        return {}
+    try:
+        cfg.update(toolkit_node(name))
+    except ConfigError as error:
+        if name not in cfg:
+            for key in [key for key in values if key.startswith(f"{name}.")]:
+                del values[key]
+        ours = "" if method["SOURCE"] == "mdistiller" else f"{', '.join(distiller_dict)} or "
+        fault = (
+            f"DISTILLER.TYPE: {brief(name)} is not allowed, expected one of {ours}a method of "
+            f"mdistiller ({error})"
+        )
+        return {"DISTILLER.TYPE": fault}
+    return {}
 
 
-def _number(low: float, high: float = float("inf"), *, open_low: bool = False) -> Rule:
-    left = "above" if open_low else "at least"
-    text = f"a number {left} {low:g}" + ("" if high == float("inf") else f" and below {high:g}")
-    return lambda v: (low < v if open_low else low <= v) and v < high, text
+def _merge(values: Mapping[str, Any], cfg: CN) -> dict[str, str]:
+    """Put values into a config, as far as they have the type of the default there.
+
+    Returns:
+        key -> what is wrong with it.
+    """
+    faults, known = {}, dict(leaves(cfg))
+    for key, given in values.items():
+        if key not in known:
+            inside = [k for k in known if k.startswith(f"{key}.")]
+            if not inside:
+                faults[key] = f"{bare(key)}: no such key{_hint(key, known)}"
+            elif given != {}:
+                faults[key] = (
+                    f"{key}: {brief(given)} is not allowed, expected keys in it, as {inside[0]}"
+                )
+            continue
+        kind = type(known[key])
+        value = _as_type(given, kind)
+        if type(value) is kind:
+            *sections, last = key.split(".")
+            reduce(getitem, sections, cfg)[last] = value
+        else:
+            hint = f" (write {brief(value)}.0)" if type(value) is int and kind is float else ""
+            faults[key] = (
+                f"{key}: {brief(given)} is of the wrong type, expected {kind.__name__}: "
+                f"{rule_of(key)[1]}{hint}"
+            )
+    return faults
 
 
-def _one_of(*values: str) -> Rule:
-    return lambda v: v in values, "one of " + ", ".join(values)
+def _as_type(value: Any, kind: type) -> Any:
+    """A value as yacs reads it: text that is a Python literal is that, lists and tuples are one.
+
+    Beyond yacs, where text is expected a number is text too: a run may be named 5.
+    """
+    if isinstance(value, str):
+        try:
+            literal = literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return value  # no literal: plain text, as all names and paths
+        if kind is not str or isinstance(literal, str):
+            value = literal
+    if isinstance(value, (list, tuple)) and kind in (list, tuple):
+        value = kind(value)
+    return value
 
 
-def _list_of(item: Rule, least: int) -> Rule:
-    def allowed(values: Sequence) -> bool:
-        numbers = all(type(v) in (int, float) for v in values)
-        return numbers and len(values) >= least and all(map(item[0], values))
-
-    return allowed, f"a list of at least {least}, each {item[1]}"
-
-
-_RULES: dict[str, Rule] = {
-    "DATASET.TYPE": _one_of(*NUM_CLASSES),
-    "DATASET.TEST.BATCH_SIZE": _number(1),
-    "DISTILLER.TYPE": _one_of(*distiller_dict),
-    "DISTILLER.TEACHER_TABLE": _one_of("auto", "on", "off"),
-    "DISTILLER.TEACHER_TABLE_DTYPE": _one_of("float32", "float16"),
-    "DISTILLER.SOURCE": _one_of("auto", "ext", "mdistiller"),
-    "DISTILLER.TEACHER": _one_of(*cifar_model_dict),
-    "DISTILLER.STUDENT": _one_of(*cifar_model_dict),
-    "SOLVER.TRAINER": _one_of("base", "crd"),  # for the toolkit; here one loop serves both
-    "SOLVER.TYPE": _one_of("SGD"),
-    "SOLVER.AMP": _one_of("none", "bf16"),
-    "SOLVER.BATCH_SIZE": _number(1),
-    "SOLVER.EPOCHS": _number(1),
-    "SOLVER.LR": _number(0),
-    "SOLVER.LR_DECAY_STAGES": _list_of(_number(0), least=0),
-    "SOLVER.LR_DECAY_RATE": _number(0),
-    "SOLVER.WEIGHT_DECAY": _number(0),
-    "SOLVER.MOMENTUM": _number(0, 1),
-    "SOLVER.SEED": _number(0, 2**63),
-    "LOG.SAVE_CHECKPOINT_FREQ": _number(1),
-}
-_METHOD_RULES: dict[str, Rule] = {
-    "CE_WEIGHT": _number(0),
-    "KD_WEIGHT": _number(0),
-    "ALPHA": _number(0),
-    "BETA": _number(0),
-    "T": _number(0, open_low=True),
-    "TEMPERATURE": _number(0, open_low=True),
-    "WARMUP": _number(1),
-    "RANGE": _number(-1, 1, open_low=True),
-    "STEP_EPOCHS": _number(1),
-    "FRACTION": (lambda v: 0 <= v <= 0.5, "a number from 0 to 0.5"),
-    "RATIOS": _list_of(_number(0, 1), least=1),
-    "GROUPS": _one_of("hardest", "random"),
-    "CLASSES": _one_of("lowest", "random"),
-    # Of the toolkit's methods.
-    "FEAT_WEIGHT": _number(0),
-    "REVIEWKD_WEIGHT": _number(0),
-    "DISTANCE_WEIGHT": _number(0),
-    "ANGLE_WEIGHT": _number(0),
-    "WARMUP_EPOCHS": _number(1),
-    "HINT_LAYER": (lambda v: 0 <= v <= 3, "a number from 0 to 3"),
-    "MODE": _one_of("exact", "relax"),
-    "K": _number(1),
-}
+def _hint(key: str, known: Iterable[str]) -> str:
+    near = get_close_matches(key.upper(), known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -3,7 +3,7 @@
 import pytest
 
 from mdistiller_ext import get_cfg
-from mdistiller_ext.config import check, load_cfg
+from mdistiller_ext.config import check, leaves, load_cfg
 from mdistiller_ext.errors import ConfigError
 
 
@@ -30,7 +30,7 @@ def test_each_config_is_fresh():
 
 
 def test_the_defaults_are_valid():
-    assert check(get_cfg()) == []
+    assert check(get_cfg()) == {}
 
 
 def test_options_come_over_the_file(load):
@@ -45,12 +45,15 @@ def test_teacher_cfg_is_beside_the_file(load, tmp_path):
 
 
 def test_all_faults_at_once(load):
-    text = "SOLVER: {EPOCH: 3, LR: '1'}\nDKD: {T: 4}\nNOTHING: {LIKE: 1}"
+    text = "SOLVER: {EPOCH: 3, LR: '1', BATCH_SIZE: 0}\nDKD: {T: 4}\nNOTHING: {LIKE: 1}"
     assert faults(load, text) == [
         "SOLVER.EPOCH: no such key; did you mean SOLVER.EPOCHS?",
-        "SOLVER.LR: '1' is of the wrong type, expected float (write 4.0 for 4)",
-        "DKD.T: 4 is of the wrong type, expected float (write 4.0 for 4)",
+        "SOLVER.LR: '1' is of the wrong type, expected float: a number at least 0 and below 1e+38 "
+        "(write 1.0)",
+        "DKD.T: 4 is of the wrong type, expected float: a number at least 0.01 and below 1000 "
+        "(write 4.0)",
         "NOTHING.LIKE: no such key",
+        "SOLVER.BATCH_SIZE: 0 is not allowed, expected a number at least 1 and below 1e+06",
     ]
 
 
@@ -68,7 +71,7 @@ def test_all_faults_at_once(load):
         ("NONE", "DISTILLER.STUDENT", "vgg8", "one of resnet8, resnet14"),
         ("DKD", "DISTILLER.TEACHER", "ResNet50", "one of resnet8, resnet14"),
         ("DKDX", "DISTILLER.TYPE", "DKDX", "one of NONE, KD, DKD"),
-        ("KD", "KD.TEMPERATURE", "0", "a number above 0"),
+        ("KD", "KD.TEMPERATURE", "0", "a number at least 0.01"),
         ("DKD", "DKD.WARMUP", "0", "a number at least 1"),
         ("DKD_EAT", "DKD_EAT.RANGE", "1.0", "a number above -1 and below 1"),
         ("DKD_EAT", "DKD_EAT.STEP_EPOCHS", "0", "a number at least 1"),
@@ -94,7 +97,7 @@ def test_nan_and_infinity_are_refused(load, value):
 
 def test_an_empty_value_is_refused(load):
     assert faults(load, "SOLVER:\n  LR:\n") == [
-        "SOLVER.LR: None is not allowed, expected a number at least 0"
+        "SOLVER.LR: None is of the wrong type, expected float: a number at least 0 and below 1e+38"
     ]
 
 
@@ -102,10 +105,93 @@ def test_options_without_a_value(load):
     assert "come as KEY VALUE pairs, found 1 words" in faults(load, "", "SOLVER.EPOCHS")[0]
 
 
+def test_the_last_of_two_options_counts(load):
+    assert load("", "SOLVER.EPOCHS", "3", "SOLVER.EPOCHS", "4").SOLVER.EPOCHS == 4
+
+
+def test_text_that_looks_like_a_number_is_text(load):
+    cfg = load("", "EXPERIMENT.NAME", "5", "EXPERIMENT.TAG", "None", "LOG.PREFIX", "'quoted'")
+    assert (cfg.EXPERIMENT.NAME, cfg.EXPERIMENT.TAG, cfg.LOG.PREFIX) == ("5", "None", "quoted")
+
+
+def test_text_that_is_a_literal_is_that(load):
+    cfg = load("SOLVER: {LR: 1e-3}", "SOLVER.LR_DECAY_STAGES", "(1, 2)")
+    assert (cfg.SOLVER.LR, cfg.SOLVER.LR_DECAY_STAGES) == (0.001, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("SOLVER: {EPOCHS: true}", "SOLVER.EPOCHS: True is of the wrong type, expected int: "),
+        ("SOLVER: {CUDA_GRAPH: 1}", "SOLVER.CUDA_GRAPH: 1 is of the wrong type, expected bool: "),
+        ("SOLVER: {LR: {}}", "SOLVER.LR: {} is of the wrong type, expected float: "),
+        ("SOLVER: {LR: {A: 1}}", "SOLVER.LR.A: no such key; did you mean SOLVER.LR?"),
+        ("SOLVER: 3", "SOLVER: 3 is not allowed, expected keys in it, as SOLVER.TRAINER"),
+        ("SOLVER:", "SOLVER: None is not allowed, expected keys in it, as SOLVER.TRAINER"),
+        ("KD: {LOSS: 1}", "KD.LOSS: 1 is not allowed, expected keys in it, as KD.LOSS.CE_WEIGHT"),
+        ("1: {2: 3}", "1.2: no such key"),
+        ("null: 1", "None: no such key"),
+        ("'a\n b': 1".replace("\n", "\\n").replace("'", '"'), r"'a\n b': no such key"),
+        ("SOLVER.LR: 0.1\nSOLVER: {LR: 0.2}", "SOLVER.LR: is given 2 times in "),
+        ("DISTILLER: {TYPE: [1]}", "DISTILLER.TYPE: [1] is of the wrong type, expected str: "),
+        ("DISTILLER: {SOURCE: x}", "DISTILLER.SOURCE: 'x' is not allowed, expected one of auto"),
+        ("SOLVER: {SEED: 0x" + "f" * 5000 + "}", "SOLVER.SEED: int of thousands of digits is not"),
+    ],
+)
+def test_one_line_for_a_fault_of_a_file(load, text, fault):
+    (line,) = faults(load, text)
+    assert line.startswith(fault)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("", "3", "'': no such key"),
+        ("SOLVER", "{}", "SOLVER: '{}' is not allowed, expected keys in it"),
+        ("SOLVER..LR", "3", "SOLVER..LR: no such key; did you mean SOLVER.LR?"),
+        ("SOLVER.LR", "", "SOLVER.LR: '' is of the wrong type, expected float"),
+        ("SOLVER.LR", "{'a': 1}", "SOLVER.LR: \"{'a': 1}\" is of the wrong type, expected float"),
+        ("SOLVER.LR", "{[]: 1}", "SOLVER.LR: '{[]: 1}' is of the wrong type, expected float"),
+        ("SOLVER.LR", "-" * 30_000 + "1", f"SOLVER.LR: '{'-' * 119}... is of the wrong type"),
+        ("SOLVER.LR", "(" * 3000, "SOLVER.LR: '((("),
+        ("SOLVER.LR", "1\0", r"SOLVER.LR: '1\x00' is of the wrong type, expected float"),
+        ("SOLVER.LR", "9" * 400, "SOLVER.LR: '999"),
+    ],
+)
+def test_one_line_for_a_fault_of_an_option(load, key, value, fault):
+    (line,) = faults(load, "", key, value)
+    assert line.startswith(fault) and len(line) < 400
+
+
+def test_values_of_methods_that_are_not_used_are_checked_too(load):
+    assert faults(load, "DISTILLER: {TYPE: NONE}\nDKD: {T: 0.0}")[0].startswith("DKD.T: 0.0 is not")
+
+
+@pytest.mark.parametrize("key", [key for key, _ in leaves(get_cfg())])
+def test_a_misspelt_key_comes_with_the_right_one(load, key):
+    last = key.rsplit(".", 1)[1]
+    wrong = [key.lower(), f"{key}S", key[:-1], f"{key[0]}{key[2:]}"]
+    if len(last) > 3:
+        wrong.append(f"{key[:-3]}{key[-2]}{key[-3]}{key[-1]}")
+    known = dict(leaves(get_cfg()))
+    for word in wrong:
+        if word not in known and not any(k.startswith(f"{word}.") for k in known):
+            (fault,) = faults(load, "", word, "1")
+            near = fault.partition("did you mean ")[2].rstrip("?")
+            assert near == key or near_in_spelling(word, near), fault
+
+
+def near_in_spelling(word: str, key: str) -> bool:
+    """Whether one letter makes the difference: another key can be as near as the one meant."""
+    short, long = sorted((word, key), key=len)
+    return any(long[:i] + long[i + 1 :] == short for i in range(len(long)))
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("- 1", "found a list, expected sections of keys"),
+        ("false", "found a bool, expected sections of keys"),
         ("a: [", "no valid YAML"),
         ("!!python/object/apply:os.system ['true']", "no valid YAML"),
     ],

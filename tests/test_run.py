@@ -243,16 +243,36 @@ def test_a_missing_teacher_is_trained_once_and_kept(digits_cfg, workdir, capsys)
     assert second["teacher"] == first["teacher"]
 
 
-def test_a_teacher_config_for_another_network_is_refused(workdir):
-    (workdir / "teacher.yaml").write_text("DISTILLER: {STUDENT: resnet20}\n")
-    (workdir / "dkd.yaml").write_text(
-        "DATASET: {TYPE: digits}\n"
-        "DISTILLER: {TYPE: DKD, TEACHER: resnet8, TEACHER_CFG: teacher.yaml}\n"
-    )
-    with pytest.raises(
-        ConfigError, match="trains resnet20 on cifar100, expected resnet8 on digits"
-    ):
+TEACHER_OF_RESNET8 = (
+    "DATASET: {TYPE: digits}\n"
+    "DISTILLER: {TYPE: DKD, STUDENT: resnet8, TEACHER: resnet8, TEACHER_CFG: teacher.yaml}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "faults"),
+    [
+        (
+            "DISTILLER: {STUDENT: resnet20}",
+            [": teacher.yaml trains resnet20 on cifar100, expected "],
+        ),
+        (
+            "SOLVER: {EPOCHS: 0, LR: x}",
+            [" teacher.yaml: SOLVER.LR: 'x'", " teacher.yaml: SOLVER.E"],
+        ),
+        ("a: [", [" teacher.yaml: no valid YAML"]),
+        (TEACHER_OF_RESNET8, [": teacher.yaml has a DISTILLER.TEACHER_CFG too, expected"]),
+    ],
+)
+def test_a_teacher_config_that_cannot_train_the_teacher_is_refused(workdir, teacher, faults):
+    """The last one would wait for itself."""
+    (workdir / "teacher.yaml").write_text(teacher)
+    (workdir / "dkd.yaml").write_text(TEACHER_OF_RESNET8)
+    with pytest.raises(ConfigError) as error:
         train(load_cfg("dkd.yaml"), "r", CPU)
+    lines = str(error.value).splitlines()
+    for line, fault in zip(lines, faults, strict=True):
+        assert line.startswith(f"DISTILLER.TEACHER_CFG{fault}")
 
 
 @pytest.mark.parametrize(
@@ -263,6 +283,8 @@ def test_a_teacher_config_for_another_network_is_refused(workdir):
         (["SOLVER.EPOCHS", "2", "DKD.T", "2.0"], "dkd,digits,EPOCHS=2,T=2.0,seed0"),
         (["DATASET.ROOT", "../x", "LOG.PREFIX", "/tmp"], "dkd,digits,seed0"),
         (["EXPERIMENT.NAME", "mine"], "mine"),
+        (["SOLVER.EPOCHS", "2", "SOLVER.EPOCHS", "3"], "dkd,digits,EPOCHS=3,seed0"),
+        (["EXPERIMENT.TAG", "한" * 100], "한" * 64 + ",seed0"),  # 198 bytes
         (["SOLVER.LR_DECAY_STAGES", "[1, 2]"], "dkd,digits,LR_DECAY_STAGES=_1,_2_,seed0"),
     ],
 )

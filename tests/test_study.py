@@ -112,6 +112,18 @@ def test_the_paper_table_is_the_papers(tmp_path):
         ({"claims": {"resnet8": {"X": 1.0}}}, "claims: 'X' is no arm"),
         ({"claims": {"resnet9": {}}}, "claims: 'resnet9' is no student"),
         ({"typo": 1}, "typo: no such key, expected name, students"),
+        ({"name": ".."}, "name: '..' is not allowed, expected 1 to 200 letters and digits"),
+        ({"students": {"resnet8": 3}}, "students: resnet8: 3 is not allowed, expected a path"),
+        ({"arms": {1: {"cfg": "dkd.yaml"}}}, "arms: 1 is not allowed, expected a name"),
+        ({"arms": {"DKD": {"cfg": "a\0b"}}}, r"arms: DKD: cfg: 'a\\x00b' is not allowed"),
+        (
+            {"arms": {"DKD": {"cfg": "dkd.yaml", "options": [1]}}},
+            r"arms: DKD: options: \[1\] is not allowed, expected a dict",
+        ),
+        ({"claims": {"resnet8": {"EAT": "x"}}}, "claims: EAT: 'x' is not allowed, expected points"),
+        ({"claims": {"resnet8": {"EAT": float("nan")}}}, "claims: EAT: nan is not allowed"),
+        ({"options": {1: 2}}, "DKD: 1: no such key"),
+        ({"options": {"SOLVER": {"EPOCHS": "x"}}}, "DKD: SOLVER.EPOCHS: 'x' is of the wrong type"),
         ({"options": {"SOLVER.EPOCH": 3}}, "DKD: SOLVER.EPOCH: no such key; did you mean"),
         (
             {
@@ -125,6 +137,11 @@ def test_the_paper_table_is_the_papers(tmp_path):
 def test_faults_of_a_study_file(study, changes, fault):
     with pytest.raises(ConfigError, match=fault):
         study(**changes)
+
+
+def test_an_option_without_a_value_is_said_once(study):
+    with pytest.raises(ConfigError, match=r"\Aoptions come as KEY VALUE pairs, found 1 words: 'A'"):
+        study("A")
 
 
 def test_planted_effects_come_out(study):

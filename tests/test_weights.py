@@ -6,10 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import CPU, ROOT
 
 from mdistiller_ext import cifar_model_dict
+from mdistiller_ext.config import load_cfg
+from mdistiller_ext.engine import train
 from mdistiller_ext.errors import ConfigError, RunError
-from mdistiller_ext.teacher import fetch_weights, find_weights, load_into, load_weights, weights
+from mdistiller_ext.teacher import (
+    Weights,
+    fetch_weights,
+    find_weights,
+    load_into,
+    load_weights,
+    weights,
+)
 
 TOOLKIT = Path("download_ckpts/cifar_teachers/resnet110_vanilla/ckpt_epoch_240.pth")
 
@@ -72,17 +82,51 @@ def test_download_of_the_toolkits_archive(workdir, monkeypatch):
     load_into(model, load_weights(found), "resnet56")
 
 
-def test_weights_of_another_network_are_named_on_both_sides(workdir):
-    torch.save({"model": cifar_model_dict["resnet20"][0](num_classes=10).state_dict()}, "w.pth")
-    found = load_weights(Path("w.pth"))
-    with pytest.raises(
-        RunError, match=r"layer1\.1\.conv1\.weight has shape \(16, 16, 3, 3\) in the file"
-    ):
-        load_into(cifar_model_dict["resnet8"][0](num_classes=10), found, "resnet8")
-    with pytest.raises(
-        RunError, match=r"fc\.weight has shape \(10, 64\) in the file .*\(100, 64\)"
-    ):
-        load_into(cifar_model_dict["resnet20"][0](num_classes=100), found, "resnet20")
+NETWORKS = [
+    # (in the file, asked for), each with its classes; the tensor that differs first
+    ("resnet20", 10, "resnet8", 10, "layer1.1.conv1.weight has shape (16, 16, 3, 3) in", "none"),
+    ("resnet8", 10, "resnet20", 10, "layer1.1.conv1.weight has shape none in", "(16, 16, 3, 3)"),
+    ("resnet20", 10, "resnet20", 100, "fc.weight has shape (10, 64) in", "(100, 64)"),
+    ("resnet8", 100, "resnet8x4", 10, "conv1.weight has shape (16, 3, 3, 3) in", "(32, 3, 3, 3)"),
+]
+
+
+@pytest.mark.parametrize(("held", "classes", "asked", "wanted", "found", "expected"), NETWORKS)
+def test_weights_of_another_network_are_named_on_both_sides(
+    workdir, held, classes, asked, wanted, found, expected
+):
+    net = cifar_model_dict[held][0](num_classes=classes)
+    torch.save({"model": net.state_dict()}, "w.pth")
+    with pytest.raises(RunError) as error:
+        load_into(
+            cifar_model_dict[asked][0](num_classes=wanted), load_weights(Path("w.pth")), asked
+        )
+    text = str(error.value)
+    assert text.startswith(f"w.pth: does not fit {asked}: {found} the file (")
+    assert f" and {expected} in {asked} (" in text
+    assert text.endswith(f"; the file holds a {held} for {classes} classes")
+
+
+def test_weights_of_no_network_of_ours_are_called_nothing(workdir):
+    state = cifar_model_dict["resnet8"][0](num_classes=10).state_dict()
+    state["conv1.weight"] = torch.zeros(16, 1, 3, 3)
+    weights_of_one_channel = Weights(state, Path("w.pth"), "")
+    with pytest.raises(RunError, match=r"\(16, 1, 3, 3\) in the file .* \(16, 3, 3, 3\) in .*\)\Z"):
+        load_into(cifar_model_dict["resnet8"][0](num_classes=10), weights_of_one_channel, "resnet8")
+
+
+@pytest.mark.parametrize(("dataset", "asked"), [("cifar100", "resnet56"), ("digits", "resnet20")])
+def test_a_real_teacher_where_another_is_asked(shared, workdir, dataset, asked):
+    """A depth that differs, and a data set of other classes."""
+    file = shared / "teachers" / "cifar100_resnet20.pth"
+    options = ["DISTILLER.TEACHER", asked, "DISTILLER.TEACHER_CKPT", str(file)]
+    cfg = load_cfg(ROOT / "configs" / dataset / "dkd.yaml", [*options, "DATASET.ROOT", str(shared)])
+    with pytest.raises(RunError) as error:
+        train(cfg, "r", CPU)
+    text = str(error.value)
+    assert text.startswith(f"{file}: does not fit {asked}: ")
+    assert text.endswith("; the file holds a resnet20 for 100 classes")
+    assert not list(workdir.rglob("record.json"))
 
 
 @pytest.mark.parametrize(

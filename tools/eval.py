@@ -12,14 +12,16 @@ from mdistiller_ext.command import run_tool
 from mdistiller_ext.config import NUM_CLASSES, get_cfg
 from mdistiller_ext.data import get_dataset
 from mdistiller_ext.engine import performance, pick_device, predict
-from mdistiller_ext.errors import ConfigError
+from mdistiller_ext.errors import ConfigError, brief
 from mdistiller_ext.models import cifar_model_dict
+from mdistiller_ext.rules import rule_of
 from mdistiller_ext.teacher import fetch_weights, find_weights, load_into, load_weights
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.batch_size < 1:
-        raise ConfigError(f"--batch-size: {args.batch_size} is not allowed, expected at least 1")
+    allowed, text = rule_of("DATASET.TEST.BATCH_SIZE")
+    if not allowed(args.batch_size):
+        raise ConfigError(f"--batch-size: {brief(args.batch_size)} is not allowed, expected {text}")
     device = pick_device(args.device)
     cfg = get_cfg()
     cfg.DATASET.TYPE, cfg.DATASET.ROOT = args.dataset, args.root

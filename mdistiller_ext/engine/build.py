@@ -30,7 +30,7 @@ def pick_device(name: str | None) -> torch.device:
     try:
         gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         device = torch.device(name or (gpu if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # which "meta" has not
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32, as on a CPU
         if device.type == "cpu":
             _keep_freed_memory()

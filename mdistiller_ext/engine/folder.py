@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
-from ..config import leaves, shown
+from ..config import as_pairs, leaves, shown
 from ..distillers import Distiller
 from ..errors import ConfigError, RunError
 from ..files import check_finite, load, save
@@ -47,14 +47,14 @@ def default_name(cfg: CfgNode, options: Sequence[str] = ()) -> str:
     """EXPERIMENT.NAME, or the tag with the command line's settings and the seed."""
     if cfg.EXPERIMENT.NAME:
         return cfg.EXPERIMENT.NAME
-    settings = zip(options[::2], options[1::2], strict=True)
     apart = [
         f"{k.split('.', 1)[1]}={Path(v).name}"
-        for k, v in settings
+        for k, v in as_pairs(options).items()
         if not _is_place(k) and k != "SOLVER.SEED"
     ]
     name = ",".join([cfg.EXPERIMENT.TAG, *apart, f"seed{cfg.SOLVER.SEED}"])
-    return re.sub(r"[^\w.,=+-]+", "_", name)[-200:]
+    # File systems count bytes.
+    return re.sub(r"[^\w.,=+-]+", "_", name).encode()[-200:].decode(errors="ignore")
 
 
 def earlier_state(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | None:

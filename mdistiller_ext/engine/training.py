@@ -152,11 +152,22 @@ def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
     """Train the teacher and keep it, with its record, in `checkpoints/` of the working folder."""
     name, dataset = cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE
     places = ["LOG.PREFIX", cfg.LOG.PREFIX, "DATASET.ROOT", cfg.DATASET.ROOT]
-    teacher_cfg = load_cfg(cfg.DISTILLER.TEACHER_CFG, places)
+    where = cfg.DISTILLER.TEACHER_CFG
+    try:
+        teacher_cfg = load_cfg(where, places)
+    except ConfigError as error:
+        faults = [fault.removeprefix(f"--cfg {where}: ") for fault in str(error).splitlines()]
+        lines = [f"DISTILLER.TEACHER_CFG {where}: {fault}" for fault in faults]
+        raise ConfigError("\n".join(lines)) from error
+    if teacher_cfg.DISTILLER.TYPE != "NONE" and teacher_cfg.DISTILLER.TEACHER_CFG:
+        raise ConfigError(  # it could lead back here, and wait for itself
+            f"DISTILLER.TEACHER_CFG: {where} has a DISTILLER.TEACHER_CFG too, expected a config "
+            f"that trains without a teacher or names DISTILLER.TEACHER_CKPT"
+        )
     trained = teacher_cfg.DISTILLER.STUDENT, teacher_cfg.DATASET.TYPE
     if trained != (name, dataset):
         raise ConfigError(
-            f"DISTILLER.TEACHER_CFG: {cfg.DISTILLER.TEACHER_CFG} trains {trained[0]} on "
+            f"DISTILLER.TEACHER_CFG: {where} trains {trained[0]} on "
             f"{trained[1]}, expected {name} on {dataset}"
         )
     file = Path("checkpoints", dataset, f"{name}.pth")

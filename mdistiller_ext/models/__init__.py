@@ -1,3 +1,3 @@
 """The student and teacher networks."""
 
-from .resnet import cifar_model_dict, folded
+from .resnet import ARCHITECTURES, cifar_model_dict, folded

@@ -119,15 +119,16 @@ def _stage(in_channels: int, channels: int, stride: int, blocks: int) -> nn.Modu
     )
 
 
+# name -> (depth, channels of the stem and the three stages)
 NARROW, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
-_ARCHITECTURES = {f"resnet{depth}": (depth, NARROW) for depth in (8, 14, 20, 32, 44, 56, 110)}
-_ARCHITECTURES |= {f"resnet{depth}x4": (depth, WIDE) for depth in (8, 32)}
+ARCHITECTURES = {f"resnet{depth}": (depth, NARROW) for depth in (8, 14, 20, 32, 44, 56, 110)}
+ARCHITECTURES |= {f"resnet{depth}x4": (depth, WIDE) for depth in (8, 32)}
 
 
 def _entry(name: str) -> tuple[Callable[..., nn.Module], str | None]:
     checkpoint = CHECKPOINTS / "cifar100" / f"{name}.pth"
-    constructor = partial(ResNet, *_ARCHITECTURES[name])
+    constructor = partial(ResNet, *ARCHITECTURES[name])
     return constructor, str(checkpoint) if checkpoint.exists() else None
 
 
-cifar_model_dict = {name: _entry(name) for name in _ARCHITECTURES}
+cifar_model_dict = {name: _entry(name) for name in ARCHITECTURES}

@@ -3,14 +3,16 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
-from ..config import load_cfg
-from ..errors import ConfigError
+from ..config import as_pairs, leaves, load_cfg
+from ..errors import ConfigError, bare, brief
+from ..rules import NAME, PATH
+from ..yaml_file import read_yaml
 
 KEYS = {
     "name": str,
@@ -74,26 +76,22 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
     Raises:
         ConfigError: the file is no study, or a config of it is wrong; all faults at once.
     """
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: no valid YAML: {' '.join(str(error).split())}") from error
+    tree = read_yaml(file, str(file))
     faults = _faults(tree)
     if faults:
         raise ConfigError("\n".join(f"{file}: {fault}" for fault in faults))
-    common = [*_pairs(tree.get("options", {})), *options]
+    common = dict(leaves(tree.get("options", {}))) | as_pairs(options)
     jobs, wrong = [], []
     for student, folder in tree["students"].items():
         for arm, node in tree["arms"].items():
             cfg_file = file.parent / folder / node["cfg"]
             for seed in tree["seeds"]:
                 name = slug(f"{student},{arm},seed{seed}")
-                own = ["SOLVER.SEED", seed, "EXPERIMENT.NAME", name, "EXPERIMENT.PROJECT", RUNS]
-                own += ["LOG.PREFIX", str(output / slug(tree["name"]))]
+                own = {"SOLVER.SEED": seed, "EXPERIMENT.NAME": name, "EXPERIMENT.PROJECT": RUNS}
+                own |= {"LOG.PREFIX": str(output / slug(tree["name"]))}
+                settings = common | dict(leaves(node.get("options", {}))) | own
                 try:
-                    cfg = load_cfg(cfg_file, [*common, *_pairs(node.get("options", {})), *own])
+                    cfg = load_cfg(cfg_file, [*chain.from_iterable(settings.items())])
                 except ConfigError as error:
                     wrong += [f"{file}: {arm}: {line}" for line in str(error).splitlines()]
                     break
@@ -116,38 +114,65 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
 def _faults(tree: Any) -> list[str]:
     if not isinstance(tree, dict):
         return [f"found a {type(tree).__name__}, expected {', '.join(KEYS)}"]
-    faults = [f"{key}: no such key, expected {', '.join(KEYS)}" for key in tree if key not in KEYS]
+    faults = [
+        f"{bare(key)}: no such key, expected {', '.join(KEYS)}" for key in tree if key not in KEYS
+    ]
     for key, kind in KEYS.items():
         if key not in tree:
             faults += [] if key in OPTIONAL else [f"{key}: is missing"]
         elif not isinstance(tree[key], kind) or (key not in OPTIONAL and not tree[key]):
-            faults.append(f"{key}: {tree[key]!r} is not allowed, expected a {kind.__name__}")
+            faults.append(_wrong(key, tree[key], f"a {kind.__name__}"))
+        elif key in ("students", "arms"):
+            names = [name for name in tree[key] if not _is_text(name)]
+            faults += [_wrong(key, name, "a name in printable characters") for name in names]
     if faults:
         return faults
+    if not NAME[0](slug(tree["name"])):
+        faults.append(_wrong("name", tree["name"], "1 to 200 letters and digits"))
     seeds = tree["seeds"]
     if not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
-        faults.append(f"seeds: {seeds!r} is not allowed, expected different integers")
+        faults.append(_wrong("seeds", seeds, "different integers"))
+    for student, folder in tree["students"].items():
+        if not _is_path(folder):
+            faults.append(_wrong(f"students: {student}", folder, PATH[1]))
     for arm, node in tree["arms"].items():
         if not isinstance(node, dict) or not {"cfg"} <= set(node) <= {"cfg", "options"}:
-            faults.append(f"arms: {arm}: {node!r} is not allowed, expected cfg and options")
+            faults.append(_wrong(f"arms: {arm}", node, "cfg and options"))
+        elif not _is_path(node["cfg"]):
+            faults.append(_wrong(f"arms: {arm}: cfg", node["cfg"], PATH[1]))
+        elif not isinstance(node.get("options", {}), dict):
+            faults.append(_wrong(f"arms: {arm}: options", node["options"], "a dict"))
     for key in ("baseline", "alone"):
         if tree[key] not in tree["arms"]:
-            faults.append(f"{key}: {tree[key]!r} is no arm")
+            faults.append(f"{key}: {brief(tree[key])} is no arm")
     for student, claims in tree.get("claims", {}).items():
         if student not in tree["students"]:
-            faults.append(f"claims: {student!r} is no student")
-        elif not isinstance(claims, dict):
-            faults.append(f"claims: {student}: {claims!r} is not allowed, expected arm: points")
-        else:
-            faults += [f"claims: {arm!r} is no arm" for arm in claims if arm not in tree["arms"]]
-    slugs = [slug(str(arm)) for arm in tree["arms"]]
-    if len(set(slugs)) < len(slugs):
-        faults.append("arms: two names differ by special characters only")
+            faults.append(f"claims: {brief(student)} is no student")
+            continue
+        if not isinstance(claims, dict):
+            faults.append(_wrong(f"claims: {student}", claims, "arm: points"))
+            continue
+        for arm, points in claims.items():
+            if arm not in tree["arms"]:
+                faults.append(f"claims: {brief(arm)} is no arm")
+            elif type(points) not in (int, float) or not -100 <= points <= 100:
+                faults.append(_wrong(f"claims: {arm}", points, "points from -100 to 100"))
+    for key in ("students", "arms"):
+        if len({slug(name) for name in tree[key]}) < len(tree[key]):
+            faults.append(f"{key}: two names differ by special characters only")
     return faults
 
 
-def _pairs(options: dict[str, Any]) -> list[Any]:
-    return [word for pair in options.items() for word in pair]
+def _wrong(key: str, value: Any, expected: str) -> str:
+    return f"{key}: {brief(value)} is not allowed, expected {expected}"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and PATH[0](value)
 
 
 def slug(text: str) -> str:

@@ -2,14 +2,16 @@
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, RunError
 from ..files import check_finite, download_folder, load, read
+from ..models import cifar_model_dict
 from ..models.resnet import CHECKPOINTS
 
 URL = (
@@ -84,18 +86,32 @@ def load_into(model: nn.Module, weights: Weights, name: str) -> None:
     """Strictly load weights into a network.
 
     Raises:
-        RunError: names or shapes differ; it says which, on both sides.
+        RunError: names or shapes differ; it says which, on both sides, and what the file holds.
     """
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in weights.state.items()}
+    expected, found = _shapes(model.state_dict()), _shapes(weights.state)
     if expected != found:
         key = next(k for k in [*expected, *found] if expected.get(k) != found.get(k))
         raise RunError(
             f"{weights.file}: does not fit {name}: {key} has shape {found.get(key, 'none')} in "
             f"the file ({len(found)} tensors) and {expected.get(key, 'none')} in {name} "
-            f"({len(expected)} tensors)"
+            f"({len(expected)} tensors){_holds(found)}"
         )
     model.load_state_dict(weights.state)
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+
+def _holds(found: dict[str, tuple[int, ...]]) -> str:
+    """Which of our networks has tensors of these shapes, for a message."""
+    classes = max((1, *found.get("fc.bias", ())))
+    for name, (build, _) in cifar_model_dict.items():
+        with torch.device("meta"):  # shapes without memory
+            network = build(num_classes=classes)
+        if _shapes(network.state_dict()) == found:
+            return f"; the file holds a {name} for {classes} classes"
+    return ""
 
 
 def _places(name: str, dataset: str) -> Iterator[Path]:
