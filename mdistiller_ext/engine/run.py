@@ -1,5 +1,6 @@
 """One run: what it is made of, its epochs, and what it leaves in its folder."""
 
+import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import suppress
@@ -164,6 +165,8 @@ class Run:
             self._write_record("finished")
         except BaseException as error:
             kept = f"{self.folder} keeps the state after epoch {len(self.history)}"
+            if not self.history:
+                kept = f"{self.folder} keeps nothing yet of this run"
             stopped = isinstance(error, (KeyboardInterrupt, GeneratorExit))
             with suppress(RunError):  # a full disk must not hide what happened first
                 self._write_record("interrupted" if stopped else "failed", error=str(error))
@@ -194,7 +197,11 @@ class Run:
             yield
         train_metrics = self.meter.read()
         seconds = time.perf_counter() - start
-        test_metrics = self._evaluate()
+        try:
+            self._check_weights()
+            test_metrics = self._evaluate()
+        except RunError as error:
+            raise RunError(f"after epoch {epoch}: {error}") from error
         return {
             "epoch": epoch,
             "lr": lr,
@@ -257,6 +264,15 @@ class Run:
             network, self.test_set, max(size, 2500) if self.device.type == "cuda" else size
         )
 
+    def _check_weights(self) -> None:
+        """What the last step broke shows in no loss, and not always in the evaluation: a batch
+        norm whose variance is infinite gives finite logits."""
+        state = self.distiller.state_dict()
+        finite = torch.stack([tensor.isfinite().all() for tensor in state.values()]).tolist()
+        bad = [name for name, good in zip(state, finite, strict=True) if not good]
+        if bad:
+            raise RunError(f"{len(bad)} of {len(state)} weights are not finite, as {bad[0]}")
+
     def _evaluate(self) -> dict[str, float]:
         if not self.world.first:
             return {"top1": 0.0}  # the first process evaluates and writes
@@ -264,6 +280,9 @@ class Run:
         metrics = performance(logits, self.test_set.targets)
         if self.logits_teacher is not None:
             metrics |= fidelity(logits, self.logits_teacher)
+        bad = [f"{name} {value:g}" for name, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            raise RunError(f"evaluation: not finite: {', '.join(bad)}")
         return metrics
 
     def _teacher_facts(self) -> dict[str, Any] | None:
