@@ -25,7 +25,7 @@ from mdistiller_ext.toolkit.locate import find_toolkit
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 CPU = torch.device("cpu")
-# What depends on the machine, and on what its cache holds already.
+# Metrics that depend on the machine, and on what its cache holds already.
 TIMES = {"seconds", "images_per_s", "teacher_table_hits"}
 
 

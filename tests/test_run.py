@@ -1,6 +1,7 @@
 """Runs: what they write, that seeds repeat them, and that they resume to the same weights."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -204,6 +205,73 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_good_state(digits_cfg, monke
     record = json.loads((folder / "record.json").read_text())
     assert record["status"] == "failed" and "epoch 2, step 5" in record["error"]
     assert torch.load(folder / "latest", weights_only=True)["epoch"] == 1
+
+
+DIVERGES = ["SOLVER.EPOCHS", "4", "SOLVER.LR_DECAY_STAGES", "[2]", "SOLVER.LR_DECAY_RATE", "1e30"]
+
+
+def test_a_diverging_run_stops_and_goes_on_from_the_last_good_state(workdir, digits_cfg):
+    """Its learning rate explodes after epoch 2."""
+    options = [*DIVERGES, "DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), "--device", "cpu"]
+    command += ["--cfg", str(ROOT / "configs" / "digits" / "dkd_lp.yaml"), *options]
+    result = subprocess.run(
+        [*command, "EXPERIMENT.NAME", "r"], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    facts = (
+        r"epoch 3, step \d of 9: loss_ce \S+, loss_kd \S+; output/digits/r keeps the state after"
+    )
+    assert re.search(f"error: the loss is not finite in {facts} epoch 2$", line)
+    folder = workdir / "output" / "digits" / "r"
+    record = json.loads((folder / "record.json").read_text())
+    assert record["status"] == "failed" and record["error"] in line and len(record["epochs"]) == 2
+    state = torch.load(folder / "latest", weights_only=True)
+    assert state["epoch"] == 2 and all(v.isfinite().all() for v in state["model"].values())
+    assert all(torch.equal(v, state["model"][f"student.{k}"]) for k, v in weights(folder).items())
+    # It is the same run, so that going on comes to the same end and loses nothing.
+    kept = {name: (folder / name).read_bytes() for name in ("latest", "student_last")}
+    with pytest.raises(RunError, match=facts):
+        train(digits_cfg("dkd_lp", *DIVERGES), "r", CPU, resume=True)
+    assert kept == {name: (folder / name).read_bytes() for name in kept}
+    assert json.loads((folder / "record.json").read_text())["error"] == record["error"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (
+            lambda net: net.bn1.running_var.fill_(torch.inf),
+            r"1 of \d+ weights are not finite, as s",
+        ),
+        (lambda net: net.fc.weight.data.fill_(3e38), "evaluation: the network's logits are not f"),
+        (lambda net: net.fc.bias.data.fill_(1e30), "evaluation: not finite: l2_logits inf;"),
+    ],
+)
+def test_what_the_last_step_breaks_is_never_kept(digits_cfg, monkeypatch, damage, fault):
+    """All losses of the epoch are finite."""
+    original = run.train_epoch
+
+    def damaged(distiller, optimizer, batches, meter, *rest):
+        yield from original(distiller, optimizer, batches, meter, *rest)
+        if meter.epoch == 2:
+            damage(distiller.student)
+
+    monkeypatch.setattr(run, "train_epoch", damaged)
+    with pytest.raises(RunError, match=f"after epoch 2: {fault}.* the state after epoch 1$"):
+        train(digits_cfg("dkd"), "r", CPU)
+    assert torch.load("output/digits/r/latest", weights_only=True)["epoch"] == 1
+
+
+def test_a_run_that_diverges_at_once_keeps_nothing_and_starts_again(digits_cfg, workdir):
+    cfg = digits_cfg("vanilla", "SOLVER.LR", "1e30")
+    for resume in (False, True):
+        with pytest.raises(RunError, match=r"epoch 1, step .*digits/r keeps no state"):
+            train(cfg, "r", CPU, resume=resume)
+        assert not (workdir / "output/digits/r/latest").exists()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(cfg, "r", CPU)
 
 
 def test_bf16_trains_with_losses_in_float32(digits_cfg):

@@ -5,7 +5,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import CPU, ROOT, batches, networks, signal_at, theirs
+from fuzz_losses import Answer
 
+from mdistiller_ext import distiller_dict
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import cifar100
 from mdistiller_ext.engine import train
@@ -146,6 +148,23 @@ def test_a_mend_changes_no_loss_that_was_right(toolkit, shared, fix):
         _, losses = distiller(**inputs)
         plain = build(shared, method)[0].train()
         assert torch.equal(sum(losses.values()), sum(plain(**inputs)[1].values()))
+
+
+def test_dkd_has_no_finite_gradient_at_a_large_margin(toolkit):
+    """The toolkit's, once the student's probability of the target rounds to 0; nobody else's."""
+    student, teacher = torch.zeros(2, 1, 10)
+    student[0, 3] = -100 * 4.0
+    for cfg in (load_cfg(ROOT / "configs/digits" / f"{name}.yaml") for name in ("kd", "dkd")):
+        name = cfg.DISTILLER.TYPE
+        for cls in (theirs(name)[0], distiller_dict[name]):
+            networks = Answer(student), Answer(teacher)
+            distiller = cls(*networks, cfg)
+            _, losses = distiller.forward_train(
+                image=torch.empty(1, 0), target=torch.tensor([3]), epoch=20
+            )
+            sum(losses.values()).backward()
+            finite = bool(networks[0].logits.grad.isfinite().all())
+            assert finite != (cls.__module__ == "mdistiller.distillers.DKD")
 
 
 @pytest.mark.parametrize("name", ["KD", "DKD"])

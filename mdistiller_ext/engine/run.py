@@ -1,5 +1,6 @@
 """One run: what it is made of, its epochs, and what it leaves in its folder."""
 
+import math
 import os
 import time
 from collections.abc import Generator, Iterator
@@ -124,7 +125,7 @@ class Run:
             with fitting(folder):
                 self.meter.load_state_dict(state["meter"], device)
             self.spent = state["spent"]
-            print(f"{folder}: going on after {self._progress()}")
+            print(f"{folder}: going on after {self._progress(self.meter.step)}")
         self.logits_teacher = self._predict(self.distiller.teacher) if weights else None
         self.record = {
             "name": folder.name,
@@ -177,12 +178,14 @@ class Run:
                     self.stop.check()
             self._write_record("finished")
         except BaseException as error:
-            stopped = isinstance(error, (KeyboardInterrupt, GeneratorExit))
+            stopped, step = isinstance(error, (KeyboardInterrupt, GeneratorExit)), 0
             with suppress(RunError):  # a full disk must not hide what happened first
                 if self.meter.step and isinstance(error, (Stopped, GeneratorExit)):
+                    self._check_weights()
                     save_state(self._state(self.history), self.folder)
+                    step = self.meter.step
                 self._write_record("interrupted" if stopped else "failed", error=str(error))
-            kept = f"{self.folder} keeps the state after {self._progress()}"
+            kept = f"{self.folder} keeps the state after {self._progress(step)}"
             if not os.path.exists(self.folder / LATEST):  # False, too, where it may not be asked
                 kept = f"{self.folder} keeps no state"
             if isinstance(error, RunError):
@@ -222,7 +225,11 @@ class Run:
             yield
         train_metrics = self.meter.read()
         seconds = time.perf_counter() - start
-        test_metrics = self._evaluate()
+        try:
+            self._check_weights()
+            test_metrics = self._evaluate()
+        except RunError as error:
+            raise RunError(f"after epoch {epoch}: {error}") from error
         return {
             "epoch": epoch,
             "lr": lr,
@@ -284,6 +291,15 @@ class Run:
             network, self.test_set, max(size, 2500) if self.device.type == "cuda" else size
         )
 
+    def _check_weights(self) -> None:
+        """What the last step broke shows in no loss, and not always in the evaluation: a batch
+        norm whose variance is infinite gives finite logits."""
+        state = self.distiller.state_dict()
+        finite = torch.stack([tensor.isfinite().all() for tensor in state.values()]).tolist()
+        bad = [name for name, good in zip(state, finite, strict=True) if not good]
+        if bad:
+            raise RunError(f"{len(bad)} of {len(state)} weights are not finite, as {bad[0]}")
+
     def _evaluate(self) -> dict[str, float]:
         if not self.world.first:
             return {"top1": 0.0}  # the first process evaluates and writes
@@ -291,6 +307,9 @@ class Run:
         metrics = performance(logits, self.test_set.targets)
         if self.logits_teacher is not None:
             metrics |= fidelity(logits, self.logits_teacher)
+        bad = [f"{name} {value:g}" for name, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            raise RunError(f"evaluation: not finite: {', '.join(bad)}")
         return metrics
 
     def _teacher_facts(self) -> dict[str, Any] | None:
@@ -311,8 +330,7 @@ class Run:
         if self.world.size == 1:
             self.stop.check()
 
-    def _progress(self) -> str:
-        step = self.meter.step
+    def _progress(self, step: int) -> str:
         within = f" and step {step} of {self.meter.steps} of the next" if step else ""
         return f"epoch {len(self.history)}{within}"
 
