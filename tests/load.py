@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,10 +26,10 @@ from conftest import CPU, ROOT, TIMES, untrained_teacher
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import digits
 from mdistiller_ext.data.views import ImageSet
-from mdistiller_ext.engine import pick_device
+from mdistiller_ext.engine import StopSignals, pick_device
 from mdistiller_ext.engine.run import Common
 from mdistiller_ext.engine.training import opened
-from mdistiller_ext.study.launch import run_jobs
+from mdistiller_ext.study.launch import processes, run_jobs
 from mdistiller_ext.study.plan import Study, read_study
 from mdistiller_ext.study.records import collect
 
@@ -49,9 +50,9 @@ def crowd(runs: int, folder: Path) -> list[str]:
     """Start so many runs at once in an empty working folder; one line for each that is wrong."""
     together, alone = (study(runs, folder / name) for name in ("together", "alone"))
     seconds = []
-    for built, processes in ((together, runs), (alone, 1)):
+    for built, count in ((together, runs), (alone, 1)):
         start = time.perf_counter()
-        run_jobs(built.jobs, CPU, processes, together=1)
+        run_jobs(built.jobs, partial(processes, device=CPU, count=count))
         seconds.append(time.perf_counter() - start)
     (records, faults), (expected, faults_alone) = collect(together), collect(alone)
     histories = {name: untimed(record["epochs"]) for name, record in expected.items()}
@@ -110,7 +111,7 @@ def long_run(epochs: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     options += ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(folder))]
     options += ["DISTILLER.TEACHER_TABLE_ROOT", str(folder / "table")]
     cfg = load_cfg(CONFIGS / "dkd_eat_dat_lp.yaml", options)
-    common = Common(CPU)
+    common = Common(CPU, StopSignals())
     train, test = (few(images) for images in digits.load())
     common.sets[cfg.DATASET.TYPE, cfg.DATASET.ROOT] = train, test
     memory, clock = [], []

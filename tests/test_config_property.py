@@ -188,7 +188,8 @@ def place(tmp_path_factory):
 
     def two_steps(cfg, name, device, *, resume, world):
         trained.append(name)
-        with training.opened(cfg, name, run.Common(device, world), resume=resume) as one:
+        common = run.Common(device, engine.StopSignals(), world)
+        with training.opened(cfg, name, common, resume=resume) as one:
             steps = one.advance()
             for _ in islice(steps, 2):
                 pass

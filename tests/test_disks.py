@@ -152,6 +152,8 @@ def state(epoch: int) -> dict:
         "optimizer": {"state": {}},
         "random": {},
         "history": history,
+        "meter": {},
+        "spent": 0.0,
         "config": {"SOLVER": {"EPOCHS": 3}},
         "teacher_sha256": None,
     }
