@@ -220,8 +220,6 @@ def test_a_download_that_cannot_be_unpacked_leaves_nothing(faulty):
 def test_a_table_answers_from_a_broken_disk(faulty, network, data, capsys):
     """On a full tmpfs, a look at what was never written would end this process."""
     folder, broken, _ = faulty
-    # Its files have pages that nobody has written yet.
-    data = replace(data, padded=data.padded.repeat(5, 1, 1, 1), targets=data.targets.repeat(5))
     index, view = test_table.everything(data)
     whole = TeacherTable(Path("elsewhere"), network, data).logits(index, view)
     opened = TeacherTable(folder / "tables", network, data)
@@ -234,6 +232,16 @@ def test_a_table_answers_from_a_broken_disk(faulty, network, data, capsys):
     again = TeacherTable(folder / "tables", network, data)
     assert again.filled >= 50 and torch.equal(again.logits(index, view), whole)
     assert again.damaged == 0
+
+
+def test_a_table_on_a_disk_with_room_for_its_description_alone(tmpfs, network, data):
+    """The same where its files have pages that nobody has written at all."""
+    fill(tmpfs(Path("disk"), "1m"), left=8192)
+    data = replace(data, padded=data.padded.repeat(9, 1, 1, 1), targets=data.targets.repeat(9))
+    keys = test_table.everything(data)
+    opened = TeacherTable(Path("disk"), network, data)
+    assert torch.equal(opened.logits(*keys), TeacherTable(Path("."), network, data).logits(*keys))
+    assert opened.problem.startswith("cannot be written: No space left")
 
 
 @pytest.mark.parametrize("faulty", ["read-only", "refused"], indirect=True)
