@@ -517,6 +517,7 @@ def test_of_a_damaged_state_the_one_before_is_offered(tool, whole, damage):
     """With the command that goes on from it, which is then run as it stands."""
     shutil.copytree(whole, FOLDER)
     latest = FOLDER / "latest"
+    (FOLDER / "record.json").unlink()
     if damage == "gone":
         latest.unlink()
     else:
@@ -531,7 +532,6 @@ def test_of_a_damaged_state_the_one_before_is_offered(tool, whole, damage):
     command = stderr.split("after epoch 2: ")[1].removesuffix(" and --resume go on from it\n")
     assert command == f"mv {latest}.previous {latest}"
     subprocess.run(shlex.split(command), check=True)
-    (FOLDER / "record.json").unlink()
     assert "going on after epoch 2" in tool(*DIGITS, "--resume")[1]
     assert_same_run(whole, FOLDER)
 
