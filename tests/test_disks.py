@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,16 @@ def test_a_table_answers_from_a_broken_disk(faulty, network, data, capsys):
     assert again.damaged == 0
 
 
+def test_a_table_on_a_disk_with_room_for_its_description_alone(tmpfs, network, data):
+    """The same where its files have pages that nobody has written at all."""
+    fill(tmpfs(Path("disk"), "1m"), left=8192)
+    data = replace(data, padded=data.padded.repeat(9, 1, 1, 1), targets=data.targets.repeat(9))
+    keys = test_table.everything(data)
+    opened = TeacherTable(Path("disk"), network, data)
+    assert torch.equal(opened.logits(*keys), TeacherTable(Path("."), network, data).logits(*keys))
+    assert opened.problem.startswith("cannot be written: No space left")
+
+
 @pytest.mark.parametrize("faulty", ["read-only", "refused"], indirect=True)
 def test_a_read_only_table_is_read(faulty, network, data):
     folder, broken, _ = faulty
@@ -424,6 +435,10 @@ def test_a_flipped_bit_of_a_checkpoint_is_found_or_harmless(workdir):
     copies = rotten(content, 600) + [flipped(content, 8 * entry + bit) for bit in range(8 * 46)]
     found, harmless = outcomes(file, copies, lambda: load_weights(file).state)
     assert found + harmless == len(copies) == 968 and found > 500
+    # With this one PyTorch would take the values from memory that nobody has written.
+    file.write_bytes(flipped(content, 8 * (entry + 38) + 4))
+    with pytest.raises(RunError, match=r"student_last: .*archive/data/0 is a folder"):
+        load_weights(file)
 
 
 def test_a_flipped_bit_of_a_runs_state_is_found_or_harmless(workdir, whole):
@@ -504,6 +519,7 @@ def test_of_a_damaged_state_the_one_before_is_offered(tool, whole, damage):
     """With the command that goes on from it, which is then run as it stands."""
     shutil.copytree(whole, FOLDER)
     latest = FOLDER / "latest"
+    (FOLDER / "record.json").unlink()
     if damage == "gone":
         latest.unlink()
     else:
@@ -518,7 +534,6 @@ def test_of_a_damaged_state_the_one_before_is_offered(tool, whole, damage):
     command = stderr.split("after epoch 2: ")[1].removesuffix(" and --resume go on from it\n")
     assert command == f"mv {latest}.previous {latest}"
     subprocess.run(shlex.split(command), check=True)
-    (FOLDER / "record.json").unlink()
     assert "going on after epoch 2" in tool(*DIGITS, "--resume")[1]
     assert_same_run(whole, FOLDER)
 
