@@ -48,7 +48,7 @@ def test_two_processes_train_as_one_does(workdir):
     one, two = record("one"), record("two")
     for before, after in zip(one["epochs"], two["epochs"], strict=True):
         for key in ("loss", "loss_ce", "loss_kd", "train_top1", "test_nll"):
-            assert after[key] == pytest.approx(before[key], rel=1e-6), key
+            assert after[key] == pytest.approx(before[key], rel=5e-6), key
         for key in ("lr", "temperature", "pruned_ratio", "dat_raised", "dat_lowered"):
             assert after[key] == before[key]
     assert two["epochs"][0]["dat_raised"] > 0

@@ -65,9 +65,7 @@ def earlier_state(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | 
         RunError: `latest` is damaged, or gone.
     """
     latest, record = folder / LATEST, folder / "record.json"
-    if (folder / PREVIOUS).exists() and not latest.exists():
-        (folder / PREVIOUS).replace(latest)  # killed between two renames
-    there = latest.exists()
+    there = latest.exists() or (folder / PREVIOUS).exists()
     if not resume and (there or record.exists()):
         raise ConfigError(
             f"{folder} holds a run already: continue it with --resume, or start another "
@@ -75,6 +73,8 @@ def earlier_state(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | 
         )
     if not there and not (record.exists() and read_record(record)["epochs"]):
         return None
+    if there and not latest.exists():
+        (folder / PREVIOUS).replace(latest)  # killed between two renames
     try:
         state = _read_state(latest)
     except RunError as error:
