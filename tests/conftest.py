@@ -28,6 +28,9 @@ CPU = torch.device("cpu")
 # Metrics that depend on the machine, and on what its cache holds already.
 TIMES = {"seconds", "images_per_s", "teacher_table_hits"}
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # pytest in the background of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch) -> Path:

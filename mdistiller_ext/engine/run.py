@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import time
 from collections.abc import Generator, Iterator
 from contextlib import suppress
@@ -190,10 +191,9 @@ class Run:
                 kept = f"{self.folder} keeps no state"
             if isinstance(error, RunError):
                 raise RunError(f"{error}; {kept}") from error
-            if isinstance(error, Stopped):
-                raise Stopped(
-                    f"{error}; {kept}: --resume goes on from there", error.signum
-                ) from None
+            if isinstance(error, KeyboardInterrupt):
+                said = f"{str(error) or 'interrupted'}; {kept}; go on with --resume"
+                raise Stopped(said, getattr(error, "signum", signal.SIGINT)) from None
             raise
         finally:
             if events:

@@ -14,8 +14,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class StopSignals:
     """Within it, the first of SIGNALS is noted, and acted on where nothing is half done.
 
-    A second one has its usual effect. Outside the main thread, where Python allows no handlers,
-    nothing is ever noted.
+    A second one has its usual effect, and one that is ignored stays so, as SIGINT in the background
+    of a shell. Outside the main thread, where Python allows no handlers, nothing is ever noted.
 
     Attributes:
         signum: of the signal that was noted, or 0.
@@ -27,7 +27,8 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            heeded = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+            self.before = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def __exit__(
