@@ -164,9 +164,9 @@ class Dumper(yaml.SafeDumper):
 def as_yaml(values: dict) -> str:
     """Nested in sections, or below a section that is none, as a dotted key."""
     tree: dict = {}
-    for key, value in values.items():
+    for key in sorted(values, key=lambda key: key.count(".")):  # sections first
         *sections, last = key.split(".")
-        node = tree
+        value, node = values[key], tree
         for section in sections:
             node = node.setdefault(section, {})
             if not isinstance(node, dict):
