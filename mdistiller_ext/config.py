@@ -1,5 +1,6 @@
 """The configuration: defaults, types, allowed values, and reading it from YAML and options."""
 
+import warnings
 from ast import literal_eval
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -229,7 +230,9 @@ def _as_type(value: Any, kind: type) -> Any:
     """
     if isinstance(value, str):
         try:
-            literal = literal_eval(value)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of text that is nearly a literal
+                literal = literal_eval(value)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return value  # no literal: plain text, as all names and paths
         if kind is not str or isinstance(literal, str):

@@ -105,7 +105,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.LR": _number(0),
     "SOLVER.LR_DECAY_STAGES": _list_of(_number(0), least=0, rising=True),
     "SOLVER.LR_DECAY_RATE": _number_to(0, 1),
-    "SOLVER.WEIGHT_DECAY": _number(0),
+    "SOLVER.WEIGHT_DECAY": _number(0, 1),
     "SOLVER.MOMENTUM": _number(0, 1),
     "SOLVER.SEED": _number(0, 2**63),
     "SOLVER.AMP": _one_of("none", "bf16"),

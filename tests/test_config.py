@@ -114,6 +114,12 @@ def test_text_that_looks_like_a_number_is_text(load):
     assert (cfg.EXPERIMENT.NAME, cfg.EXPERIMENT.TAG, cfg.LOG.PREFIX) == ("5", "None", "quoted")
 
 
+@pytest.mark.filterwarnings("default")
+def test_text_that_is_nearly_a_number_makes_no_noise(load, recwarn):
+    assert load("", "EXPERIMENT.NAME", "1if").EXPERIMENT.NAME == "1if"
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_text_that_is_a_literal_is_that(load):
     cfg = load("SOLVER: {LR: 1e-3}", "SOLVER.LR_DECAY_STAGES", "(1, 2)")
     assert (cfg.SOLVER.LR, cfg.SOLVER.LR_DECAY_STAGES) == (0.001, [1, 2])

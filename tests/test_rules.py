@@ -65,6 +65,7 @@ BAD = [
     ("SOLVER.LR", float("nan")),
     ("SOLVER.LR", float("inf")),
     ("SOLVER.LR_DECAY_RATE", 10.0),
+    ("SOLVER.WEIGHT_DECAY", 1e30),
     ("SOLVER.LR_DECAY_STAGES", [70, 50]),
     ("SOLVER.LR_DECAY_STAGES", [50, 50]),
     ("SOLVER.LR_DECAY_STAGES", [True]),
