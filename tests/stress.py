@@ -116,10 +116,10 @@ def child(work, folder, phase):
             sys.exit(128 + stopped.signum)
 
 
-def kill(process, phase, seconds, rng):
+def kill(process, phase, seconds, rng, aimed):
     """Kill it at a random moment, or let it end before. Returns the phase it was in, or ""."""
     names = ["", *PHASES]
-    wanted = rng.choice([0, *range(1, len(names))])
+    wanted = rng.randrange(len(names)) if aimed else 0  # a study's processes tell of no phase
     moment = time.monotonic() + rng.uniform(0, seconds * (0.5 if wanted else 0.9))
     while process.is_alive() and time.monotonic() < moment:
         time.sleep(0.0002)
@@ -163,7 +163,10 @@ def broken(work, folder, seconds, limit, rng):
     met = collections.Counter()
     while True:
         process, phase = start(work, folder)
-        hit = kill(process, phase, seconds, rng) if met.total() < limit else process.join() or ""
+        hit = ""
+        if met.total() < limit:
+            hit = kill(process, phase, seconds, rng, aimed=work is not study)
+        process.join()
         if hit:
             met[hit] += 1
         elif process.exitcode == 0:
@@ -184,7 +187,7 @@ def main(kills, seed, folder):
     works = (one_run, many_runs, study)
     seconds = {work: whole(work, folder / work.__name__) for work in works}
     while met.total() < kills:
-        work = rng.choices(works, (6, 3, 1))[0]
+        work = rng.choices(works, (4, 3, 3))[0]
         parts = folder / f"{work.__name__}-{runs}"
         limit = min(LIMIT, kills - met.total())
         met += broken(work, parts, seconds[work], limit, rng)
