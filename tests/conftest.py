@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tensorboardX.proto import event_pb2
 
 from mdistiller_ext import cifar_model_dict, register
@@ -80,6 +81,20 @@ def tool(workdir, monkeypatch, capfd):
         return (end.value.code, *capfd.readouterr())
 
     return tool
+
+
+def write_study(file: Path, *arms: str, **options: object) -> None:
+    """A study of two seeds; each arm is called as its config under configs/digits is."""
+    tree = {
+        "name": "s",
+        "students": {"resnet8": str(ROOT / "configs" / "digits")},
+        "seeds": [0, 1],
+        "baseline": arms[-1],
+        "alone": arms[0],
+        "arms": {arm: {"cfg": f"{arm}.yaml"} for arm in arms},
+        "options": options,
+    }
+    file.write_text(yaml.safe_dump(tree))
 
 
 def untrained_teacher(folder: Path) -> Path:

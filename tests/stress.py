@@ -25,8 +25,7 @@ from pathlib import Path
 
 import psutil
 import torch
-import yaml
-from conftest import CPU, ROOT, assert_same_run, untrained_teacher
+from conftest import CPU, ROOT, assert_same_run, untrained_teacher, write_study
 
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.engine import events, run, train, train_many
@@ -67,16 +66,8 @@ def many_runs(folder):
 
 
 def study(folder):
-    tree = {
-        "name": "p",
-        "students": {"resnet8": str(ROOT / "configs" / "digits")},
-        "seeds": [0, 1],
-        "baseline": "DKD",
-        "alone": "student alone",
-        "arms": {"student alone": {"cfg": "vanilla.yaml"}, "DKD": {"cfg": "dkd.yaml"}},
-        "options": {"SOLVER.EPOCHS": EPOCHS, "DISTILLER.TEACHER_TABLE": "off"},
-    }
-    (folder / "study.yaml").write_text(yaml.safe_dump(tree))
+    options = {"SOLVER.EPOCHS": EPOCHS, "DISTILLER.TEACHER_TABLE": "off"}
+    write_study(folder / "study.yaml", "vanilla", "dkd", **options)
     teacher = ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(folder.parent))]
     jobs = read_study(folder / "study.yaml", folder, teacher).jobs
     if run_jobs(jobs, partial(processes, device=CPU, count=2)):

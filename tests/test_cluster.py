@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
-from conftest import ROOT, untrained_teacher
+from conftest import ROOT, untrained_teacher, write_study
 
 from mdistiller_ext.study.launch import state
 from mdistiller_ext.study.plan import read_study
@@ -17,18 +16,7 @@ from mdistiller_ext.study.plan import read_study
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed")
 ours = pytest.importorskip("mdistiller_ext.study.cluster")
 
-TREE = {
-    "name": "two nodes",
-    "students": {"resnet8": str(ROOT / "configs" / "digits")},
-    "seeds": [0, 1],
-    "baseline": "DKD",
-    "alone": "student alone",
-    "arms": {
-        "student alone": {"cfg": "vanilla.yaml"},
-        "DKD": {"cfg": "dkd.yaml"},
-    },
-    "options": {"SOLVER.EPOCHS": 30, "DISTILLER.TEACHER_TABLE": "off"},
-}
+OPTIONS = {"SOLVER.EPOCHS": 30, "DISTILLER.TEACHER_TABLE": "off"}
 TIME = 240.0  # seconds for the whole study
 
 
@@ -42,7 +30,7 @@ def cluster():
 
 
 def two_seeds(options):
-    Path("two.yaml").write_text(yaml.safe_dump(TREE))
+    write_study(Path("two.yaml"), "vanilla", "dkd", **OPTIONS)
     return read_study(Path("two.yaml"), Path("output", "studies"), options)
 
 

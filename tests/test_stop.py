@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
-from conftest import CPU, ROOT, assert_same_run, signal_at
+from conftest import CPU, ROOT, assert_same_run, signal_at, write_study
 
 from mdistiller_ext.engine import StopSignals, train, train_many
+from mdistiller_ext.engine.record import read_record
 from mdistiller_ext.engine.run import Run
 from mdistiller_ext.errors import Stopped
 from mdistiller_ext.study.launch import state
@@ -107,6 +108,21 @@ def test_stopped_while_the_table_is_filled(digits_cfg, monkeypatch):
     assert train(cfg, "r", CPU, resume=True)[0]["status"] == "finished"
 
 
+def test_a_run_goes_on_where_there_is_no_room_for_a_table(digits_cfg, monkeypatch):
+    cfg = digits_cfg("dkd")
+    with signal_at(2, 3):
+        train(cfg, "r", CPU)
+    moved = digits_cfg("dkd", "DISTILLER.TEACHER_TABLE_ROOT", "elsewhere")
+    full = shutil.disk_usage("/")._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    _, folder = train(moved, "r", CPU, resume=True)
+    hits = [
+        "teacher_table_hits" in epoch for epoch in read_record(folder / "record.json")["epochs"]
+    ]
+    assert hits == [True, False, False]
+    assert train(moved, "r", CPU, resume=True)[0]["status"] == "finished"
+
+
 def test_a_second_signal_has_its_usual_effect():
     with StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
@@ -138,16 +154,7 @@ def test_the_command_says_how_to_go_on(workdir, signum):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_a_study_takes_its_processes_with_it(workdir, signum):
     """Killed, too: no process goes on for a study that is no more."""
-    tree = {
-        "name": "s",
-        "students": {"resnet8": str(ROOT / "configs" / "digits")},
-        "seeds": [0, 1],
-        "baseline": "student alone",
-        "alone": "student alone",
-        "arms": {"student alone": {"cfg": "vanilla.yaml"}},
-        "options": {"SOLVER.EPOCHS": 200},
-    }
-    Path("s.yaml").write_text(yaml.safe_dump(tree))
+    write_study(Path("s.yaml"), "vanilla", **{"SOLVER.EPOCHS": 200})
     jobs = read_study(Path("s.yaml"), Path("output", "studies")).jobs
     with subprocess.Popen([*COMPARE, "s.yaml", "--jobs", "2"], stderr=subprocess.PIPE) as process:
         while any(state(job)[1] < 2 for job in jobs):
