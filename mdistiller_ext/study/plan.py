@@ -71,7 +71,7 @@ class Study:
 
 
 def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
-    """Read a study file; `options` (KEY VALUE pairs) come last in the config of every run.
+    """Read a study file; `options` (KEY VALUE pairs) hold for every run, but an arm's own win.
 
     Raises:
         ConfigError: the file is no study, or a config of it is wrong; all faults at once.
