@@ -54,6 +54,13 @@ ERRORS = [
     (2, "bench", ["--rounds", "0"], ["--rounds: 0 is not allowed, expected at least 1"]),
     (2, "compare", ["run", "no.yaml"], ["no.yaml: No such file or directory"]),
     (2, "compare", ["run", "no.yaml", "--jobs", "0"], ["--jobs: 0 is not allowed"]),
+    (2, "compare", ["run", "no.yaml", "--gpus", "1"], ["--gpus: has no effect with --launcher p"]),
+    (
+        2,
+        "compare",
+        ["run", "no.yaml", "--launcher", "ray", "--jobs", "2"],
+        ["--jobs: has no effect with --launcher ray"],
+    ),
     (2, "train", [], ["the following arguments are required: --cfg"]),
     (2, "train", ["--cfg", DIGITS, "SOLVER.EPOCH", "2"], ["did you mean SOLVER.EPOCHS?"]),
     (2, "train", ["--cfg", DIGITS, "SOLVER.LR", "1"], ["SOLVER.LR: '1'", "expected float"]),

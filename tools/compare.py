@@ -26,6 +26,17 @@ def main(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name}: {value} is not allowed, expected at least 1")
+    ray = args.launcher == "ray"
+    for name, misplaced in (
+        ("jobs", ray),
+        ("device", ray),
+        ("address", not ray),
+        ("gpus", not ray),
+    ):
+        if misplaced and getattr(args, name):
+            raise ConfigError(f"--{name}: has no effect with --launcher {args.launcher}")
+    if args.gpus < 0:
+        raise ConfigError(f"--gpus: {args.gpus:g} is not allowed, expected at least 0")
     study = read_study(args.study, args.output, args.opts)
     if args.action == "report":
         try:
@@ -35,8 +46,8 @@ def main(args: argparse.Namespace) -> None:
         text, folder = write_report(study, args.allow)
         print(f"{text}\nreport: {folder / 'report.html'}")
         return
-    cuda = args.gpus > 0 if args.launcher == "ray" else pick_device(args.device).type == "cuda"
-    launcher = on_cluster(args, cuda) if args.launcher == "ray" else on_machine(args, cuda)
+    cuda = args.gpus > 0 if ray else pick_device(args.device).type == "cuda"
+    launcher = on_cluster(args, cuda) if ray else on_machine(args, cuda)
     failed = run_jobs(study.jobs, launcher, args.together or (16 if cuda else 1))
     if failed:
         raise RunError("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
