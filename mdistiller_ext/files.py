@@ -278,3 +278,14 @@ def _is_dense(tensor: Tensor) -> bool:
 def _brief(error: Exception) -> str:
     """An error's text in one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def code_hash(root: Path, but: str = "") -> str:
+    """sha256 over the names and contents of all Python files under `root`, those in `but` apart."""
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        name = file.relative_to(root)
+        if name.parts[0] != but:
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            digest.update(f"{name.as_posix()} {content}\n".encode())
+    return digest.hexdigest()

@@ -457,8 +457,8 @@ def test_a_record_that_is_refused(workdir, name):
     """With a checksum that is right, wherever one can be computed."""
     old, new, message = RECORDS[name]
     epochs = [{"epoch": n, "test_top1": 50.0, "loss": float(n)} for n in (1, 2)]
-    place = {"torch": "2", "device_name": "d", "mdistiller_ext": "0"}
-    content = {"name": "r", "status": "finished", "environment": place, "teacher": None}
+    place = {"first_epoch": 1, "torch": "2", "device_name": "d", "mdistiller_ext": "0"}
+    content = {"name": "r", "status": "finished", "environments": [place], "teacher": None}
     content |= {"config": {}, "wall_seconds": 1.0, "epochs": epochs, **summary(epochs)}
     file = Path("record.json")
     write_record(file, content)
@@ -522,11 +522,11 @@ def test_what_records_say_is_shown_as_text(study, workdir, capsys):
     arms = {**test_study.TREE["arms"], rf"{HOSTILE[:40]} \input{{x}} & 5 %": {"cfg": "kd.yaml"}}
     built = study(arms=arms)
     test_study.stub_runs(built, dict.fromkeys(arms, 0.0))
-    place = dict.fromkeys(("torch", "device_name", "mdistiller_ext"), HOSTILE)
+    place = dict.fromkeys(("torch", "device_name", "mdistiller_ext"), HOSTILE) | {"first_epoch": 1}
     for job in built.jobs:
         record = read_record(job.folder / "record.json")
         teacher = record["teacher"] and {**record["teacher"], "name": HOSTILE, "file": "/dev/zero"}
-        test_study.edit(job, environment=place, teacher=teacher)
+        test_study.edit(job, environments=[place], teacher=teacher)
     test_study.edit(built.jobs[0], status="failed", error=HOSTILE)
     test_study.edit(built.jobs[1], status=HOSTILE)
     test_study.edit(built.jobs[2], name=HOSTILE)

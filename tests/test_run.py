@@ -25,8 +25,9 @@ def test_a_run_leaves_its_record_checkpoints_and_events(digits_cfg):
     assert record == json.loads((folder / "record.json").read_text())
     assert record["status"] == "finished" and record["seed"] == 0
     assert record["config"]["DKD_EAT_DAT_LP"]["LP"]["RATIOS"] == [0.0, 0.13, 0.27, 0.4]
-    assert record["environment"]["device"] == "cpu" and record["environment"]["device_name"]
-    assert record["environment"]["torch"] == torch.__version__
+    (session,) = record["environments"]
+    assert session["device"] == "cpu" and session["device_name"]
+    assert session["torch"] == torch.__version__ and session["first_epoch"] == 1
     assert len(record["teacher"]["sha256"]) == 64 and 0 <= record["teacher"]["test_top1"] <= 100
     assert record["peak_memory_bytes"] > 1e6 and record["wall_seconds"] > 0
     assert len(record["epochs"]) == 3

@@ -38,6 +38,7 @@ TREE = {
     "claims": {"resnet8": {"EAT": 0.55, "LP": 0.64}},
 }
 TEACHER = {"name": "resnet20", "file": "no.pth", "sha256": "t", "test_top1": 98.0}
+SESSION = {"first_epoch": 1, "torch": "2", "device_name": "stub", "mdistiller_ext": "0"}
 EFFECTS = {"student alone": -3.0, "DKD": 0.0, "EAT": 0.0, "LP": 1.0}
 
 
@@ -66,7 +67,7 @@ def stub_runs(study, effects=EFFECTS):
         record = {
             "name": job.name,
             "status": "finished",
-            "environment": {"torch": "2", "device_name": "stub", "mdistiller_ext": "0"},
+            "environments": [SESSION],
             "teacher": None if alone else TEACHER,
             "config": plain(job.cfg),
             **summary(epochs),
@@ -89,8 +90,8 @@ def edit(job, rehash=True, **changes):
 @pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda f: f.stem)
 def test_the_studies_are_valid(file, tmp_path):
     study = read_study(file, tmp_path)
-    assert len(study.jobs) == len(study.students) * len(study.arms) * len(study.seeds)
     assert len({job.name for job in study.jobs}) == len(study.jobs)
+    assert {job.arm for job in study.jobs} == set(study.arms)
     assert file.read_text().startswith(f"# python tools/compare.py run studies/{file.name}\n")
 
 
@@ -104,15 +105,35 @@ def test_the_paper_table_is_the_papers(tmp_path):
     assert sum(map(len, study.claims.values())) == 6
 
 
+def test_runs_go_seed_by_seed_and_arms_with_seeds_of_their_own_after_those_before(study):
+    arms = {
+        "DKD": {"cfg": "dkd.yaml"},
+        "LP": {"cfg": "dkd_lp.yaml"},
+        "student alone": {"cfg": "vanilla.yaml", "seeds": [0]},
+        "KD": {"cfg": "kd.yaml", "seeds": [0]},
+        "EAT": {"cfg": "dkd_eat.yaml"},
+    }
+    jobs = study(arms=arms, seeds=[0, 1]).jobs
+    assert [(job.arm, job.seed) for job in jobs] == [
+        *(("DKD", 0), ("LP", 0), ("DKD", 1), ("LP", 1)),
+        *(("student alone", 0), ("KD", 0)),
+        *(("EAT", 0), ("EAT", 1)),
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
         ({"seeds": [1, 1]}, r"seeds: \[1, 1\] is not allowed, expected different integers"),
+        (
+            {"arms": {**TREE["arms"], "LP": {"cfg": "dkd_lp.yaml", "seeds": 2}}},
+            "arms: LP: seeds: 2 is not allowed, expected different integers",
+        ),
         ({"arms": {}}, "arms: {} is not allowed, expected a dict"),
         ({"baseline": "KD"}, "baseline: 'KD' is no arm"),
         ({"claims": {"resnet8": {"X": 1.0}}}, "claims: 'X' is no arm"),
         ({"claims": {"resnet9": {}}}, "claims: 'resnet9' is no student"),
-        ({"typo": 1}, "typo: no such key, expected name, students"),
+        ({"typo": 1}, "typo: no such key, expected name, note, students"),
         ({"name": ".."}, "name: '..' is not allowed, expected 1 to 200 letters and digits"),
         ({"students": {"resnet8": 3}}, "students: resnet8: 3 is not allowed, expected a path"),
         ({"arms": {1: {"cfg": "dkd.yaml"}}}, "arms: 1 is not allowed, expected a name"),
@@ -232,7 +253,7 @@ def test_different_conditions_are_not_mixed(study):
     stub_runs(built)
     job = built.jobs[-1]
     record = json.loads((job.folder / "record.json").read_text())
-    edit(job, environment={**record["environment"], "torch": "3"})
+    edit(job, environments=[{**SESSION, "torch": "3"}])
     records, _ = collect(built)
     message = (
         r'resnet8: torch differs between runs: "2" in 31 runs, .* "3" in 1 runs, as resnet8,LP'

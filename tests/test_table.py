@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,7 +245,7 @@ def test_a_run_with_the_table_is_the_run_without(digits_cfg, workdir, monkeypatc
     hits = [records[name]["epochs"][0]["teacher_table_hits"] for name in ("cold", "warm")]
     assert hits[0] < 100 == hits[1]
     assert records["warm"]["teacher_table"]["misses"] == 0
-    assert Path(records["warm"]["teacher_table"]["folder"]).is_dir()
+    assert (workdir / "cache" / records["warm"]["teacher_table"]["fingerprint"]).is_dir()
 
 
 @pytest.mark.parametrize("method", ["KD", "DKD", "DKD_EAT", "DKD_DAT", "DKD_LP"])

@@ -25,6 +25,7 @@ STATE: dict[str, Any] = {
     "model": dict,
     "optimizer": dict,
     "random": dict,
+    "environments": list,
     "history": list,
     "meter": dict,
     "spent": float,

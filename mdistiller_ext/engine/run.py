@@ -20,6 +20,7 @@ from ..errors import ConfigError, RunError, Stopped
 from ..files import save
 from ..seeding import epoch_generator, random_state, seed_everything
 from ..teacher import TabledTeacher, TeacherTable, Weights
+from ..toolkit.methods import toolkit_hash
 from .build import (
     CompiledStudent,
     build_autocast,
@@ -28,12 +29,13 @@ from .build import (
     build_table,
     takes_features,
 )
+from .environment import changes, environment
 from .evaluation import fidelity, performance, predict
 from .events import Events, Progress
 from .folder import LATEST, finished_record, fitting, plain, restore, save_state
 from .graph import DeviceSteps
 from .loop import Meter, learning_rate, train_epoch
-from .record import environment, method_facts, peak_memory, summary, write_record
+from .record import method_facts, peak_memory, summary, write_record
 from .replicas import Replica, World
 from .stop import StopSignals
 
@@ -41,8 +43,15 @@ from .stop import StopSignals
 class Common:
     """What the runs of one process share: data on the device, teacher tables, being stopped."""
 
-    def __init__(self, device: torch.device, stop: StopSignals, world: World | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        stop: StopSignals,
+        world: World | None = None,
+        together: int = 1,
+    ) -> None:
         self.device, self.stop, self.world = device, stop, world or World()
+        self.together = together  # how many runs they are
         self.sets: dict[tuple[str, str], tuple[ImageSet, ImageSet]] = {}
         self.tables: dict[tuple[str, ...], TeacherTable | None] = {}
 
@@ -75,11 +84,11 @@ class Run:
         common: Common,
         weights: Weights | None,
         state: dict[str, Any] | None,
-        alone: bool,
     ) -> None:
-        self.cfg, self.folder, self.weights, self.alone = cfg, folder, weights, alone
+        self.cfg, self.folder, self.weights = cfg, folder, weights
+        self.alone = common.together == 1
         self.device = device = common.device
-        self.stop, self.world = common.stop, common.world
+        self.common, self.stop, self.world = common, common.stop, common.world
         self.history: list[dict[str, float]] = []
         earlier = finished_record(folder) if state else None
         self.finished = earlier is not None
@@ -132,7 +141,7 @@ class Run:
             "name": folder.name,
             "status": "running",
             "seed": cfg.SOLVER.SEED,
-            "environment": environment(device),
+            "environments": self._sessions(state),
             "method": method_facts(cfg.DISTILLER),
             "teacher": self._teacher_facts(),
             "student": {
@@ -141,6 +150,24 @@ class Run:
             },
             "config": plain(cfg),
         }
+
+    def _sessions(self, state: dict[str, Any] | None) -> list[dict[str, Any]]:
+        """The environments of the sessions so far, this one last."""
+        before = state["environments"] if state else []
+        session = {
+            "first_epoch": len(self.history) + 1,
+            **environment(self.device),
+            "processes": self.world.size,
+            "together": self.common.together,
+            "cuda_graph": self.captured is not None,
+            "toolkit": toolkit_hash() if source(self.cfg.DISTILLER) == "mdistiller" else None,
+        }
+        if before and (apart := changes(before[-1], session)):
+            print(
+                f"{self.folder}: goes on under other conditions, so that a study leaves it out: "
+                f"{'; '.join(apart)}"
+            )
+        return [*before, session]
 
     def go(self) -> dict[str, Any]:
         """Train to the end; returns the record."""
@@ -356,6 +383,7 @@ class Run:
             "model": model,
             "optimizer": self.optimizer.state_dict(),
             "random": random_state() if self.alone else self.random,
+            "environments": self.record["environments"],
             "history": history,
             "meter": self.meter.state_dict(),
             "spent": self.spent,

@@ -72,13 +72,13 @@ def train_many(
     """
     results: dict[int, dict[str, Any] | Exception] = {}
     with ExitStack() as stack:
-        common = Common(device, stack.enter_context(StopSignals()))
+        common = Common(device, stack.enter_context(StopSignals()), together=len(jobs))
         live: dict[int, tuple[Generator[None, None, None], torch.cuda.Stream | None]] = {}
         for number, (cfg, name) in enumerate(jobs):
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None
             try:
                 with torch.cuda.stream(stream):
-                    job = opened(cfg, name, common, resume=resume, alone=False)
+                    job = opened(cfg, name, common, resume=resume)
                     run = stack.enter_context(job)
                 results[number] = run.record
                 if not run.finished:
@@ -107,9 +107,7 @@ def _close(live: dict[int, tuple[Generator[None, None, None], torch.cuda.Stream 
 
 
 @contextmanager
-def opened(
-    cfg: CfgNode, name: str, common: Common, *, resume: bool, alone: bool = True
-) -> Iterator[Run]:
+def opened(cfg: CfgNode, name: str, common: Common, *, resume: bool) -> Iterator[Run]:
     """A run, new or as it was left, while its folder is locked."""
     folder, world = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), common.world
     with ExitStack() as stack:
@@ -133,7 +131,7 @@ def opened(
                 f"{weights.file}: not the teacher that {folder} was trained with "
                 f"(sha256 {weights.sha256}, expected {state['teacher_sha256']})"
             )
-        yield Run(cfg, folder, common, weights, state, alone)
+        yield Run(cfg, folder, common, weights, state)
 
 
 def teacher_weights(cfg: CfgNode, device: torch.device, world: World | None = None) -> Weights:

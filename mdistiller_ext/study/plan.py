@@ -1,9 +1,10 @@
 """A study file: which arms, students and seeds are compared, and what is claimed about them."""
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..yaml_file import read_yaml
 
 KEYS = {
     "name": str,
+    "note": str,
     "students": dict,
     "seeds": list,
     "arms": dict,
@@ -24,7 +26,9 @@ KEYS = {
     "options": dict,
     "claims": dict,
 }
-OPTIONAL = {"options", "claims"}
+OPTIONAL = {"note", "options", "claims"}
+ARM_KEYS = {"cfg", "options", "seeds"}
+SEEDS = "different integers"
 RUNS = "runs"  # the folder of the runs, in the study's
 
 
@@ -56,18 +60,24 @@ class Study:
         baseline, alone: the arms that the others are compared with.
         claims: student -> arm -> claimed points over the baseline; together they are the family
             that the p values are corrected for.
+        note: what a reader of the report must know, or "".
+        jobs: in the order in which they run: seed by seed, so that what is finished at any time
+            is a smaller study. Arms that follow each other with the same `seeds` of their own run
+            so together, after those before them.
         folder: where its runs and its report are.
+        file_sha256: of the study file.
     """
 
     name: str
+    note: str
     students: list[str]
     arms: list[str]
-    seeds: list[int]
     baseline: str
     alone: str
     claims: dict[str, dict[str, float]]
     jobs: list[Job]
     folder: Path
+    file_sha256: str
 
 
 def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
@@ -82,33 +92,42 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
         raise ConfigError("\n".join(f"{file}: {fault}" for fault in faults))
     common = dict(leaves(tree.get("options", {}))) | as_pairs(options)
     jobs, wrong = [], []
-    for student, folder in tree["students"].items():
-        for arm, node in tree["arms"].items():
-            cfg_file = file.parent / folder / node["cfg"]
-            for seed in tree["seeds"]:
-                name = slug(f"{student},{arm},seed{seed}")
-                own = {"SOLVER.SEED": seed, "EXPERIMENT.NAME": name, "EXPERIMENT.PROJECT": RUNS}
-                own |= {"LOG.PREFIX": str(output / slug(tree["name"]))}
-                settings = common | dict(leaves(node.get("options", {}))) | own
-                try:
-                    cfg = load_cfg(cfg_file, [*chain.from_iterable(settings.items())])
-                except ConfigError as error:
-                    wrong += [f"{file}: {arm}: {line}" for line in str(error).splitlines()]
-                    break
-                jobs.append(Job(student, arm, seed, name, cfg))
+    for student, arm, seed in _in_order(tree):
+        node = tree["arms"][arm]
+        name = slug(f"{student},{arm},seed{seed}")
+        own = {"SOLVER.SEED": seed, "EXPERIMENT.NAME": name, "EXPERIMENT.PROJECT": RUNS}
+        own |= {"LOG.PREFIX": str(output / slug(tree["name"]))}
+        settings = common | dict(leaves(node.get("options", {}))) | own
+        cfg_file = file.parent / tree["students"][student] / node["cfg"]
+        try:
+            cfg = load_cfg(cfg_file, [*chain.from_iterable(settings.items())])
+        except ConfigError as error:
+            wrong += [f"{file}: {arm}: {line}" for line in str(error).splitlines()]
+        else:
+            jobs.append(Job(student, arm, seed, name, cfg))
     if wrong:
         raise ConfigError("\n".join(dict.fromkeys(wrong)))
     return Study(
         tree["name"],
+        tree.get("note", ""),
         list(tree["students"]),
         list(tree["arms"]),
-        tree["seeds"],
         tree["baseline"],
         tree["alone"],
         tree.get("claims", {}),
         jobs,
         output / slug(tree["name"]),
+        hashlib.sha256(file.read_bytes()).hexdigest(),
     )
+
+
+def _in_order(tree: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
+    """(student, arm, seed) of every run, in the order in which they run."""
+    own = {arm: node.get("seeds") for arm, node in tree["arms"].items()}
+    for seeds, arms in groupby(own, own.get):
+        together = list(arms)
+        for seed in seeds or tree["seeds"]:
+            yield from ((student, arm, seed) for student in tree["students"] for arm in together)
 
 
 def _faults(tree: Any) -> list[str]:
@@ -129,19 +148,20 @@ def _faults(tree: Any) -> list[str]:
         return faults
     if not NAME[0](slug(tree["name"])):
         faults.append(_wrong("name", tree["name"], "1 to 200 letters and digits"))
-    seeds = tree["seeds"]
-    if not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
-        faults.append(_wrong("seeds", seeds, "different integers"))
+    if not _are_seeds(tree["seeds"]):
+        faults.append(_wrong("seeds", tree["seeds"], SEEDS))
     for student, folder in tree["students"].items():
         if not _is_path(folder):
             faults.append(_wrong(f"students: {student}", folder, PATH[1]))
     for arm, node in tree["arms"].items():
-        if not isinstance(node, dict) or not {"cfg"} <= set(node) <= {"cfg", "options"}:
-            faults.append(_wrong(f"arms: {arm}", node, "cfg and options"))
+        if not isinstance(node, dict) or not {"cfg"} <= set(node) <= ARM_KEYS:
+            faults.append(_wrong(f"arms: {arm}", node, "cfg, options and seeds"))
         elif not _is_path(node["cfg"]):
             faults.append(_wrong(f"arms: {arm}: cfg", node["cfg"], PATH[1]))
         elif not isinstance(node.get("options", {}), dict):
             faults.append(_wrong(f"arms: {arm}: options", node["options"], "a dict"))
+        elif not _are_seeds(node.get("seeds", [0])):
+            faults.append(_wrong(f"arms: {arm}: seeds", node["seeds"], SEEDS))
     for key in ("baseline", "alone"):
         if tree[key] not in tree["arms"]:
             faults.append(f"{key}: {brief(tree[key])} is no arm")
@@ -169,6 +189,14 @@ def _wrong(key: str, value: Any, expected: str) -> str:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable()
+
+
+def _are_seeds(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and 0 < len(value) == len(set(map(str, value)))
+        and all(type(seed) is int for seed in value)
+    )
 
 
 def _is_path(value: Any) -> bool:

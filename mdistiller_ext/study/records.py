@@ -3,19 +3,19 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ..config import leaves
+from ..engine.environment import CONDITIONS, changes
 from ..engine.folder import differences, plain
 from ..engine.record import printable, read_record
-from ..errors import ConfigError, RunError
+from ..errors import ConfigError, RunError, brief
 from .plan import RUNS, Study
 
-# What must be the same in all runs of a student, beside SOLVER (but for its seed) and DATASET.
-ENVIRONMENT = ("mdistiller_ext", "git_commit", "torch", "cuda", "device", "device_name")
 METRICS = {
     "top1": "last_epoch_top1",
     "best": "best_epoch_top1_selected_on_test",
@@ -31,14 +31,20 @@ LAST_EPOCH = {
 }
 
 
-def collect(study: Study) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The study's records by the name of their run, and one line for each that is left out."""
+def collect(
+    study: Study, allowed: Iterable[str] = ()
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The study's records by the name of their run, and one line for each that is left out.
+
+    Args:
+        allowed: names of conditions that may differ between the sessions of a run.
+    """
     jobs = {job.name: job for job in study.jobs}
     found, left_out = {}, []
     for file in sorted((study.folder / RUNS).glob("*/record.json")):
         try:
             record = read_record(file)
-            reason = _fault(record, file, jobs)
+            reason = _fault(record, file, jobs) or _changed(record, allowed)
         except RunError as error:
             reason = str(error).removeprefix(f"{file}: ")
         if reason:
@@ -59,8 +65,15 @@ def check_conditions(
         allowed: names of conditions that may differ.
 
     Raises:
-        ConfigError: names each condition that differs, its values and how many runs have them.
+        ConfigError: names each condition that differs, its values and how many runs have them; or
+            a name in `allowed` that is no condition.
     """
+    known = {*CONDITIONS, "teacher"}.union(*(conditions(r) for r in records.values()))
+    if unknown := [key for key in allowed if key not in known]:
+        raise ConfigError(
+            f"--allow: {', '.join(map(brief, unknown))} is no condition, expected one of "
+            f"{', '.join(sorted(known))}"
+        )
     faults = []
     for student in study.students:
         seen: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -77,8 +90,9 @@ def check_conditions(
 
 
 def conditions(record: dict[str, Any]) -> dict[str, Any]:
-    """What must be equal for two runs to be compared."""
-    found = {key: record["environment"].get(key) for key in ENVIRONMENT}
+    """What must be equal for two runs to be compared; what a run does not have is left out."""
+    session = record["environments"][-1]
+    found = {key: session[key] for key in CONDITIONS if session.get(key) is not None}
     if record["teacher"]:
         found["teacher"] = record["teacher"]["sha256"]
     for section in ("SOLVER", "DATASET"):
@@ -101,6 +115,18 @@ def table(study: Study, records: dict[str, dict[str, Any]]) -> pd.DataFrame:
         rows.append(row)
     columns = ["student", "arm", "seed", *METRICS, *LAST_EPOCH]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _changed(record: dict[str, Any], allowed: Iterable[str]) -> str:
+    """Which conditions changed between the sessions of a run, or ""."""
+    faults = []
+    for before, now in pairwise(record["environments"]):
+        faults += [
+            f"{change} in epoch {now['first_epoch']}"
+            for change in changes(before, now)
+            if change.split()[0] not in allowed
+        ]
+    return f"its sessions differ: {'; '.join(faults)}" if faults else ""
 
 
 def _fault(record: dict[str, Any], file: Path, jobs: dict[str, Any]) -> str:

@@ -42,7 +42,7 @@ def write_report(study: Study, allowed: Iterable[str] = ()) -> tuple[str, Path]:
         ConfigError: runs were made under different conditions.
         RunError: there is no finished run.
     """
-    records, left_out = collect(study)
+    records, left_out = collect(study, allowed)
     if not records:
         raise RunError(f"{study.folder}: no finished run yet\n" + "\n".join(left_out))
     check_conditions(study, records, allowed)
@@ -141,7 +141,7 @@ def claim_table(findings: Findings) -> pd.DataFrame:
 
 def _intro(records: dict[str, dict[str, Any]]) -> str:
     first = next(iter(records.values()))
-    place, teachers = first["environment"], {}
+    place, teachers = first["environments"][-1], {}
     for record in records.values():
         if record["teacher"]:
             teachers[record["teacher"]["name"]] = record["teacher"]["test_top1"]

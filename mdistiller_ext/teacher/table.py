@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ FORMAT = 1
 DTYPES = {"float32": np.float32, "float16": np.float16}
 # A chunk has one size, so that an entry has the same bits whoever computes it and when.
 CHUNK = {"cpu": 128, "cuda": 2048}
+BLOCK = 2048  # entries between two looks at what other processes have computed meanwhile
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2}  # relative to a sample's largest logit
 Progress = Callable[[int], Any]  # called with a number of entries that are ready
 
@@ -105,7 +107,7 @@ class TeacherTable:
     def facts(self) -> dict[str, Any]:
         """For the record."""
         return {
-            "folder": str(self.folder),
+            "fingerprint": self.folder.name,
             "dtype": self.dtype,
             "bytes": self.nbytes,
             "entries": self.rows,
@@ -118,28 +120,38 @@ class TeacherTable:
 
     def logits(self, index: Tensor, view: Tensor, progress: Progress | None = None) -> Tensor:
         """The network's logits, (M, C), float32, of views (M,) of images (M,); on their device."""
-        position = index * self.shape[1] + view
+        position, before = index * self.shape[1] + view, self.misses
         if self.resident is None:
             position = position.cpu()
-            before = self.damaged
-            rows, known = self._read(position.numpy())
-            if self.damaged > before:
-                count = self.damaged - before
+            rows, there, whole = self._read(position.numpy())
+            if count := int(np.count_nonzero(there & ~whole)):
+                self.damaged += count
                 print(f"teacher table {self.folder}: {count} damaged entries are computed again")
-            found, present = torch.from_numpy(rows), torch.from_numpy(known)
+            found, present = torch.from_numpy(rows), torch.from_numpy(whole)
         else:
             found, present = self.resident[position], self.present[position]
         missing = (~present).nonzero().flatten()
-        self.hits += len(position) - len(missing)
-        self.misses += len(missing)
         if progress:
             progress(len(position) - len(missing))
-        for part in missing.split(CHUNK[self.device.type]) if len(missing) else ():
-            fresh = self._compute(position[part]).to(found)
-            self._keep(position[part], fresh)
-            found[part] = fresh
-            if progress:
-                progress(len(part))
+        # Runs of one seed ask for the same views at the same time: each process goes through the
+        # missing ones in an order of its own, and looks again whether another was faster.
+        blocks = list(missing.split(BLOCK)) if len(missing) else []
+        random.Random().shuffle(blocks)
+        for block in blocks:
+            if self.resident is None:
+                rows, _, whole = self._read(position[block].numpy())
+                found[block] = torch.from_numpy(rows)
+                block = block[torch.from_numpy(~whole)]
+                if progress:
+                    progress(int(whole.sum()))
+            self.misses += len(block)
+            for part in block.split(CHUNK[self.device.type]) if len(block) else ():
+                fresh = self._compute(position[part]).to(found)
+                self._keep(position[part], fresh)
+                found[part] = fresh
+                if progress:
+                    progress(len(part))
+        self.hits += len(position) - (self.misses - before)
         return found.to(self.device, torch.float32)
 
     def fill(self, progress: Progress | None = None, images: int = 1024) -> None:
@@ -156,9 +168,9 @@ class TeacherTable:
         self.present = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
         there = np.flatnonzero(self._sums())
         for position in np.array_split(there, len(there) // 100_000 + 1):
-            rows, known = self._read(position)
-            places = torch.from_numpy(position[known]).to(self.device)
-            resident[places] = torch.from_numpy(rows[known]).to(self.device)
+            rows, _, whole = self._read(position)
+            places = torch.from_numpy(position[whole]).to(self.device)
+            resident[places] = torch.from_numpy(rows[whole]).to(self.device)
             self.present[places] = True
         self.resident = resident
 
@@ -183,16 +195,15 @@ class TeacherTable:
             self.problem = f"cannot be written: {error.strerror}"
             print(f"teacher table {self.folder}: {self.problem}; new entries are not kept")
 
-    def _read(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows, and whether each is there and whole."""
+    def _read(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows, whether each is there, and whether it is whole as well."""
         sums = self._sums()[position]
         there = sums != 0
         logits = self._files[0]
         rows = np.zeros((len(position), self.shape[2]), logits.dtype)
         rows[there] = logits.content[position[there]]
         whole = there & (_checksum(rows, position) == sums)
-        self.damaged += int(np.count_nonzero(there & ~whole))
-        return rows, whole
+        return rows, there, whole
 
     def _sums(self) -> np.ndarray:
         """The checksum of every entry, 0 where there is none; none when the file is gone.
@@ -223,8 +234,7 @@ class TeacherTable:
         if not len(there):
             return
         some = np.random.default_rng().choice(there, min(count, len(there)), replace=False)
-        rows, whole = self._read(some)
-        self.damaged = 0
+        rows, _, whole = self._read(some)
         kept = torch.from_numpy(rows[whole].astype(np.float32))
         if not len(kept):
             return
