@@ -28,7 +28,7 @@ def get_cfg() -> CN:
 
     What differs from the toolkit: LOG.WANDB is off. Keys of this project alone: DATASET.ROOT,
     DISTILLER.TEACHER_CKPT, .TEACHER_CFG, .TEACHER_TABLE, .TEACHER_TABLE_DTYPE,
-    .TEACHER_TABLE_ROOT, .SOURCE and .FIX_UPSTREAM, SOLVER.SEED, .AMP, .COMPILE, .SYNC_BN and
+    .TEACHER_TABLE_ROOT, .SOURCE and .FIX_UPSTREAM, SOLVER.SEED, .AMP, .TF32, .COMPILE, .SYNC_BN and
     .CUDA_GRAPH, and the nodes of its methods. DATASET.NUM_WORKERS and LOG.TENSORBOARD_FREQ are
     accepted and have no effect. The nodes of the toolkit's other methods are added by `load_cfg`
     where they are asked for.
@@ -53,6 +53,7 @@ def get_cfg() -> CN:
     cfg.SOLVER.MOMENTUM = 0.9
     cfg.SOLVER.SEED = 0
     cfg.SOLVER.AMP = "none"
+    cfg.SOLVER.TF32 = False  # on a GPU: convolutions of float32 on tensor cores, as the toolkit's
     cfg.SOLVER.COMPILE = False  # torch.compile for the student, of methods without features
     cfg.SOLVER.SYNC_BN = False  # on several devices: batch norm over the whole batch
     cfg.SOLVER.CUDA_GRAPH = True  # on a GPU, where the method allows it

@@ -109,6 +109,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.MOMENTUM": _number(0, 1),
     "SOLVER.SEED": _number(0, 2**63),
     "SOLVER.AMP": _one_of("none", "bf16"),
+    "SOLVER.TF32": _SWITCH,
     "SOLVER.COMPILE": _SWITCH,
     "SOLVER.SYNC_BN": _SWITCH,
     "SOLVER.CUDA_GRAPH": _SWITCH,

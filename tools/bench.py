@@ -220,6 +220,7 @@ class Bench:
                 distiller, optimizer, self.data, args.batch, meter, autocast, tabled, 100
             )
             while True:
+                meter.start(1)
                 yield from steps.epoch(1, 0.05, *self.data.draw(self.generator), answers)
 
         with torch.cuda.stream(stream):

@@ -16,12 +16,13 @@ from mdistiller_ext.engine import World, default_name, pick_device, train
 def main(args: argparse.Namespace) -> None:
     cfg = load_cfg(args.cfg, args.opts)
     device = pick_device(args.device)
-    world = World.join()
+    world = World.join(device)
     # One process speaks for all.
     with nullcontext() if world.first else redirect_stdout(StringIO()):
         print(f"{shown(cfg).dump()}device: {device}, processes: {world.size}", flush=True)
         name = default_name(cfg, args.opts)
         record, folder = train(cfg, name, device, resume=args.resume, world=world)
+    world.leave()
     if world.first:
         print(
             f"top-1 on the test set: {record['last_epoch_top1']:.2f} % at the last epoch, "

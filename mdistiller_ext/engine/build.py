@@ -22,16 +22,19 @@ from ..toolkit.methods import build_toolkit_distiller
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The named device; None takes a GPU where there is one, each process of torchrun its own.
+    """The named device; None takes a GPU where there is one. Of "cuda" each process of torchrun
+    has its own, and what names no device means that one from now on.
 
     Raises:
         ConfigError: there is no such device here.
     """
     try:
-        gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        device = torch.device(name or (gpu if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.zeros(1, device=device).item()  # which "meta" has not
-        torch.backends.cudnn.allow_tf32 = False  # float32 means float32, as on a CPU
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         if device.type == "cpu":
             _keep_freed_memory()
     except (RuntimeError, AssertionError) as error:

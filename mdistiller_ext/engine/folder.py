@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
-from ..config import as_pairs, leaves, shown
+from ..config import as_pairs, get_cfg, leaves, shown
 from ..distillers import Distiller
 from ..errors import ConfigError, RunError
 from ..files import check_finite, load, save
@@ -128,8 +128,12 @@ def fitting(folder: Path) -> Iterator[None]:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two configs in plain types, places apart: "KEY before -> now"."""
-    one, other = dict(leaves(before)), dict(leaves(now))
+    """What differs between two configs in plain types, places apart: "KEY before -> now".
+
+    A key that did not exist when the first was made had its default's effect.
+    """
+    other = dict(leaves(now))
+    one = {k: v for k, v in leaves(get_cfg()) if k in other} | dict(leaves(before))
     return [
         f"{key} {one.get(key)!r} -> {other.get(key)!r}"
         for key in {**one, **other}

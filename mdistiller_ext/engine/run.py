@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..config import source
+from ..config import NUM_CLASSES, source
 from ..data import ImageSet, get_dataset
 from ..distillers import Distiller
 from ..errors import ConfigError, RunError, Stopped
@@ -96,6 +96,9 @@ class Run:
             print(f"{folder}: finished already")
             self.record: dict[str, Any] = earlier
             return
+        if device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = cfg.SOLVER.TF32
+            torch.backends.cudnn.benchmark = True  # the shapes are fixed
         self.train_set, self.test_set = common.data(cfg)
         seed_everything(cfg.SOLVER.SEED)
         self.distiller = build_distiller(cfg, weights, self.train_set.targets).to(device)
@@ -106,8 +109,9 @@ class Run:
         self.table, self.tabled = None, None
         features = takes_features(self.distiller, self.train_set) if weights else set()
         takes_logits = "teacher" not in features
-        if takes_logits and device.type == "cpu":
-            # A third faster there; methods that reshape feature maps want the other layout.
+        # Methods that reshape feature maps want the other layout.
+        tensor_cores = cfg.SOLVER.TF32 or cfg.SOLVER.AMP == "bf16"
+        if takes_logits and (device.type == "cpu" or tensor_cores):
             self.distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if weights and takes_logits and cfg.DISTILLER.TEACHER_TABLE != "off":
             self.table = common.table(cfg, self.distiller, weights, self.train_set)
@@ -120,6 +124,8 @@ class Run:
         if cfg.SOLVER.COMPILE and not features:
             CompiledStudent(self.distiller.student)
         self.random = random_state()  # beside other runs, what these draw is not this run's
+        ours = source(cfg.DISTILLER) == "ext"
+        self.draws = self.distiller.draws(NUM_CLASSES[cfg.DATASET.TYPE]) if ours else 0
         steps = -(-len(self.train_set) // cfg.SOLVER.BATCH_SIZE)
         self.meter = Meter(len(self.history) + 1, steps)
         self.replica = None
@@ -132,6 +138,11 @@ class Run:
         self.meter.start(len(self.history) + 1)
         self.spent = 0.0
         if state:
+            if state["meter"] and self.world.size > 1:
+                raise ConfigError(
+                    f"{folder}: one process stopped it within epoch {len(self.history) + 1}: "
+                    f"expected one process to go on"
+                )
             with fitting(folder):
                 self.meter.load_state_dict(state["meter"], device)
             self.spent = state["spent"]
@@ -245,7 +256,8 @@ class Run:
                 answers = self.table.logits(index, view, told)
             hits["teacher_table_hits"] = 100 * (self.table.hits - before) / max(1, len(index))
         progress.open(epoch)
-        for _ in self._steps(epoch, lr, index, view, answers, sizes[self.meter.step :]):
+        drawn, rest = self._drawn(epoch), sizes[self.meter.step :]
+        for _ in self._steps(epoch, lr, index, view, answers, drawn, rest):
             progress(self.meter)
             self.spent = time.perf_counter() - start
             self._stop_here()
@@ -275,11 +287,12 @@ class Run:
         index: Tensor,
         view: Tensor,
         answers: Tensor | None,
+        drawn: Tensor | None,
         sizes: list[int],
     ) -> Iterator[None]:
         """An epoch's training steps, one each time that the iterator is advanced."""
         if self.captured:
-            yield from self.captured.epoch(epoch, lr, index, view, answers)
+            yield from self.captured.epoch(epoch, lr, index, view, answers, drawn)
             return
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -288,7 +301,7 @@ class Run:
             batches = self.tabled.follow(batches, answers.split(sizes))
         autocast = build_autocast(self.cfg.SOLVER.AMP, self.device)
         model = self.replica or self.distiller
-        yield from train_epoch(model, self.optimizer, batches, self.meter, autocast)
+        yield from train_epoch(model, self.optimizer, batches, self.meter, autocast, drawn)
         self.world.merge(self.meter)
 
     def _capture(self) -> DeviceSteps | None:
@@ -304,12 +317,20 @@ class Run:
                 build_autocast(solver.AMP, self.device),
                 self.tabled,
                 classes,
+                self.draws,
             )
         except Exception as error:  # whatever a method does that a capture forbids
             reason = str(error).split("\n", 1)[0]
             print(f"{self.cfg.DISTILLER.TYPE} runs without a CUDA graph: {reason}")
             self.distiller.settings = None
             return None
+
+    def _drawn(self, epoch: int) -> Tensor | None:
+        """The epoch's random numbers for each image, (N, draws); None for a method without."""
+        if not self.draws:
+            return None
+        generator = epoch_generator(self.cfg.SOLVER.SEED, epoch, 2)
+        return torch.rand(len(self.train_set), self.draws, generator=generator).to(self.device)
 
     def _predict(self, network: nn.Module) -> Tensor:
         size = self.cfg.DATASET.TEST.BATCH_SIZE
@@ -321,7 +342,7 @@ class Run:
     def _check_weights(self) -> None:
         """What the last step broke shows in no loss, and not always in the evaluation: a batch
         norm whose variance is infinite gives finite logits."""
-        state = self.distiller.state_dict()
+        state = self._trained()
         finite = torch.stack([tensor.isfinite().all() for tensor in state.values()]).tolist()
         bad = [name for name, good in zip(state, finite, strict=True) if not good]
         if bad:
@@ -375,12 +396,9 @@ class Run:
         save_state(self._state(history), self.folder)
 
     def _state(self, history: list[dict[str, float]]) -> dict[str, Any]:
-        model = self.distiller.state_dict()
-        if source(self.cfg.DISTILLER) == "ext":  # a method of the toolkit may change its teacher
-            model = {k: v for k, v in model.items() if not k.startswith("teacher.")}
         return {
             "epoch": len(history),
-            "model": model,
+            "model": self._trained(),
             "optimizer": self.optimizer.state_dict(),
             "random": random_state() if self.alone else self.random,
             "environments": self.record["environments"],
@@ -390,6 +408,13 @@ class Run:
             "config": plain(self.cfg),
             "teacher_sha256": self.weights.sha256 if self.weights else None,
         }
+
+    def _trained(self) -> dict[str, Tensor]:
+        """What training may change, by name."""
+        model = self.distiller.state_dict()
+        if source(self.cfg.DISTILLER) == "mdistiller":  # a method may change its teacher
+            return model
+        return {k: v for k, v in model.items() if not k.startswith("teacher.")}
 
     def _write_record(self, status: str, **more: Any) -> None:
         self.record |= {

@@ -60,7 +60,8 @@ class TeacherTable:
         self.data, self.dtype = data, dtype
         self.device = data.targets.device
         self.network = folded(network).to(self.device)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.device.type == "cpu":  # where the layout helps; without tensor cores not on a GPU
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.hits = self.misses = self.damaged = 0
         self.problem = ""
         self.resident: Tensor | None = None
@@ -73,6 +74,7 @@ class TeacherTable:
             "padding": data.padding,
             "flips": data.flips,
             "shape": list(self.shape),
+            "device": self.device.type,  # another kind's entries are equal to rounding only
             "dtype": dtype,
         }
         text = json.dumps(facts, indent=1)
@@ -111,7 +113,6 @@ class TeacherTable:
             "dtype": self.dtype,
             "bytes": self.nbytes,
             "entries": self.rows,
-            "filled": self.filled,
             "hits": self.hits,
             "misses": self.misses,
             "damaged": self.damaged,
@@ -129,7 +130,9 @@ class TeacherTable:
                 print(f"teacher table {self.folder}: {count} damaged entries are computed again")
             found, present = torch.from_numpy(rows), torch.from_numpy(whole)
         else:
-            found, present = self.resident[position], self.present[position]
+            # In this order: another run's stream fills a row before it says that it is there.
+            present = self.present[position]
+            found = self.resident[position]
         missing = (~present).nonzero().flatten()
         if progress:
             progress(len(position) - len(missing))
@@ -152,6 +155,8 @@ class TeacherTable:
                 if progress:
                     progress(len(part))
         self.hits += len(position) - (self.misses - before)
+        if self.resident is not None and self.misses > before:
+            torch.cuda.current_stream(self.device).synchronize()  # for the streams of other runs
         return found.to(self.device, torch.float32)
 
     def fill(self, progress: Progress | None = None, images: int = 1024) -> None:
@@ -178,7 +183,12 @@ class TeacherTable:
         count, chunk = len(position), CHUNK[self.device.type]
         position = torch.cat([position, position[-1:].expand(chunk - count)]).to(self.device)
         views = self.data.num_views
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+        # One arithmetic for all entries, whatever a run trains in.
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        ):
             batch = self.data.batch(position // views, position % views)
             return self.network(batch.image)[0][:count].float().clone()
 
