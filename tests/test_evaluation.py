@@ -7,6 +7,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 
 from mdistiller_ext.data import digits
 from mdistiller_ext.engine import fidelity, performance, predict
+from mdistiller_ext.engine.evaluation import calibration_error
 from mdistiller_ext.engine.record import summary
 from mdistiller_ext.errors import RunError
 
@@ -27,9 +28,54 @@ def test_performance(arrays):
     nll = -log_softmax(logits, axis=1)[np.arange(500), targets].mean()
     assert found["nll"] == pytest.approx(nll, rel=1e-6)
     confidence, hit = softmax(logits, axis=1).max(1), order[:, 0] == targets
-    bins = np.minimum((confidence * 15).astype(int), 14)
-    gaps = [abs((confidence - hit)[bins == b].sum()) for b in range(15)]
-    assert found["ece"] == pytest.approx(sum(gaps) / 500, abs=1e-6)
+    assert found["ece"] == pytest.approx(brute_force(confidence, hit), abs=1e-12)
+
+
+def brute_force(confidence, hit):
+    """Calibration error over 15 bins, sample by sample."""
+    error = 0.0
+    for b in range(15):
+        inside = [i for i, c in enumerate(confidence) if min(int(15 * c), 14) == b]
+        if inside:
+            accuracy = sum(hit[i] for i in inside) / len(inside)
+            mean = sum(confidence[i] for i in inside) / len(inside)
+            error += len(inside) / len(hit) * abs(accuracy - mean)
+    return error
+
+
+def test_calibration_error_by_hand():
+    """Bins are left-closed, and certainty shares the last one."""
+    confidence, hits = torch.tensor([0.5, 0.51, 0.95, 1.0]), torch.tensor([1, 0, 0, 1]) == 1
+    expected = abs(1 + 0 - 0.5 - 0.51) / 4 + abs(0 + 1 - 0.95 - 1.0) / 4
+    assert calibration_error(confidence, hits).item() == pytest.approx(expected, abs=1e-7)
+    assert calibration_error(torch.ones(3), torch.ones(3) == 1) == 0
+    assert calibration_error(torch.ones(3), torch.ones(3) == 0) == 1
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 100.0])
+def test_many_samples_in_float32(scale):
+    """From hesitant to certain networks, some of whose probabilities are 1."""
+    generator = torch.Generator().manual_seed(0)
+    logits = scale * torch.randn(2000, 100, generator=generator)
+    targets = torch.randint(100, (2000,), generator=generator)
+    found = performance(logits, targets)
+    assert (
+        found["top1"]
+        == 100
+        * sum(int(row.argsort()[-1] == target) for row, target in zip(logits, targets, strict=True))
+        / 2000
+    )
+    assert (
+        found["top5"]
+        == 100
+        * sum(
+            int(target in row.argsort()[-5:]) for row, target in zip(logits, targets, strict=True)
+        )
+        / 2000
+    )
+    p = logits.softmax(1)
+    hit = (p.argmax(1) == targets).tolist()
+    assert found["ece"] == pytest.approx(brute_force(p.max(1)[0].tolist(), hit), abs=1e-6)
 
 
 def test_top5_of_fewer_classes():

@@ -50,15 +50,15 @@ def test_a_teacher_table_is_filled_once(tool, workdir):
 
 TEACHER = ["--cfg", str(ROOT / "configs" / "digits" / "dkd.yaml"), "DISTILLER.TEACHER_CKPT"]
 ERRORS = [
-    (2, "train", ["--cfg", "no.yaml"], ["--cfg no.yaml: No such file or directory"]),
+    (2, "train", ["--cfg", "no.yaml"], ["--cfg: no.yaml: No such file or directory"]),
     (2, "bench", ["--rounds", "0"], ["--rounds: 0 is not allowed, expected at least 1"]),
     (2, "compare", ["run", "no.yaml"], ["no.yaml: No such file or directory"]),
-    (2, "compare", ["run", "no.yaml", "--jobs", "0"], ["--jobs: 0 is not allowed"]),
-    (2, "compare", ["run", "no.yaml", "--gpus", "1"], ["--gpus: has no effect with --launcher p"]),
+    (2, "compare", ["run", DIGITS, "--jobs", "0"], ["--jobs: 0 is not allowed"]),
+    (2, "compare", ["run", DIGITS, "--gpus", "1"], ["--gpus: has no effect with --launcher p"]),
     (
         2,
         "compare",
-        ["run", "no.yaml", "--launcher", "ray", "--jobs", "2"],
+        ["run", DIGITS, "--launcher", "ray", "--jobs", "2"],
         ["--jobs: has no effect with --launcher ray"],
     ),
     (2, "train", [], ["the following arguments are required: --cfg"]),
@@ -74,13 +74,16 @@ ERRORS = [
     (2, "train", ["--cfg", DIGITS, "--device", "meta"], ["--device meta: not usable here"]),
     (2, "train", [*TEACHER, "no.pth"], ["DISTILLER.TEACHER_CKPT: no such file: no.pth"]),
     (1, "train", [*TEACHER, "wrong.pth"], ["wrong.pth: does not fit resnet"]),
-    (1, "eval", ["-m", "resnet8", "-c", "no.pth"], ["no.pth: cannot be read: No such file"]),
+    (2, "eval", ["-m", "resnet8", "-c", "no.pth"], ["--ckpt: no.pth: No such file or directory"]),
+    (1, "eval", ["-m", "resnet8", "-c", "."], [".: cannot be read: it is no regular file"]),
     (1, "eval", ["-m", "resnet8", "-d", "digits"], ["no weights", "Tried: checkpoints/digits"]),
     (2, "eval", ["-m", "resnet8", "-bs", "0"], ["--batch-size: 0 is not allowed"]),
     (2, "eval", ["-m", "resnet8", "-bs", "9" * 30], ["--batch-size: 9", "below 1e+06"]),
     (2, "teacher_table", ["--cfg", DIGITS, "DKD.T", "0.0"], ["DKD.T: 0.0 is not allowed"]),
     (2, "mdistiller_train", ["--cfg", DIGITS], ["MDISTILLER_ROOT: nowhere holds no"]),
-    (2, "eval", ["-m", "vgg8"], ["invalid choice: 'vgg8'"]),
+    (2, "eval", ["-m", "vgg7"], ["--model: 'vgg7' is not allowed, expected one of resnet8, "]),
+    (2, "eval", ["-m", "resnet8", "-d", "mnist"], ["--dataset: 'mnist' is not allowed"]),
+    (2, "pack", ["pack", "nowhere", "a.tar.xz"], ["SOURCE: nowhere: No such file or directory"]),
 ]
 
 
@@ -100,7 +103,7 @@ def test_errors_are_one_line_and_lose_nothing(
 
 
 def test_debug_shows_the_traceback(tool):
-    status, _, stderr = tool("train", "--cfg", "no.yaml", "--debug")
+    status, _, stderr = tool("train", "--cfg", DIGITS, "SOLVER.EPOCH", "2", "--debug")
     assert status == 2 and "Traceback" in stderr
 
 
@@ -148,7 +151,60 @@ def test_an_unexpected_error_is_one_line_too(tool, monkeypatch):
     assert status == 1 and expected in stderr and "Traceback" not in stderr
 
 
-def test_help_shows_how_to_call_it(tool):
-    for name in (file.stem for file in (ROOT / "tools").glob("*.py")):
-        text = tool(name, "--help")[1]
-        assert f"python tools/{name}.py" in text and "--debug" in text
+# In a process where Ctrl-C comes as soon as anything wants to import torch.
+BARE = """
+import runpy, sys
+
+class Interrupt:
+    def find_spec(self, name, *rest):
+        if name == "torch":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+STARTS = {
+    "compare": ["run", "file.yaml"],
+    "eval": ["-m", "resnet8"],
+    "export_upstream": ["."],
+    "mdistiller_train": ["--cfg", "file.yaml"],
+    "pack": ["pack", ".", "a.tar.xz"],
+    "teacher_table": ["--cfg", "file.yaml"],
+    "train": ["--cfg", "file.yaml"],
+}
+
+
+def bare(name: str, *words: str) -> tuple[int, str, str]:
+    """(status, stdout, stderr) of a tool in such a process."""
+    command = [sys.executable, "-c", BARE, str(ROOT / "tools" / f"{name}.py"), *words]
+    result = subprocess.run(command, capture_output=True, text=True)
+    return result.returncode, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_help_and_slips_need_no_torch(name, workdir):
+    status, text, _ = bare(name, "--help")
+    assert status == 0 and f"python tools/{name}.py" in text and "--debug" in text
+    status, _, stderr = bare(name, *STARTS[name], "--nope")
+    assert status == 2 and "Traceback" not in stderr and stderr.count("error: ") == 1
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_an_interrupt_while_it_is_imported_is_one_line(name, workdir):
+    Path("file.yaml").write_text("")
+    assert bare(name, *STARTS[name]) == (130, "", f"{name}.py: error: interrupted\n")
+
+
+def test_help_of_bench(tool):
+    text = tool("bench", "--help")[1]
+    assert "python tools/bench.py" in text and "--debug" in text
+
+
+def test_training_imports_nothing_that_only_others_need():
+    """Each of these takes as long as torch, or half as long."""
+    code = "import sys, mdistiller_ext.engine; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"torch._dynamo", "torchvision", "torchmetrics", "sklearn", "scipy", "pandas"}
+    assert "torch" in found and not heavy & set(found)

@@ -11,14 +11,13 @@ DATASET.ROOT, must be the same for both.
 import argparse
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from mdistiller_ext.command import run_tool
-from mdistiller_ext.engine import pick_device
+from mdistiller_ext.command import existing, run_tool
 from mdistiller_ext.errors import ConfigError, RunError
-from mdistiller_ext.study.launch import Launcher, processes, run_jobs
-from mdistiller_ext.study.plan import read_study
+
+if TYPE_CHECKING:
+    from mdistiller_ext.study.launch import Launcher
 
 
 def main(args: argparse.Namespace) -> None:
@@ -37,6 +36,11 @@ def main(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name}: has no effect with --launcher {args.launcher}")
     if args.gpus < 0:
         raise ConfigError(f"--gpus: {args.gpus:g} is not allowed, expected at least 0")
+
+    from mdistiller_ext.engine import pick_device
+    from mdistiller_ext.study.launch import run_jobs
+    from mdistiller_ext.study.plan import read_study
+
     study = read_study(args.study, args.output, args.opts)
     if args.action == "report":
         try:
@@ -54,12 +58,17 @@ def main(args: argparse.Namespace) -> None:
     print(f"all runs are finished: python tools/compare.py report {args.study}")
 
 
-def on_machine(args: argparse.Namespace, cuda: bool) -> Launcher:
+def on_machine(args: argparse.Namespace, cuda: bool) -> "Launcher":
+    import torch
+
+    from mdistiller_ext.engine import pick_device
+    from mdistiller_ext.study.launch import processes
+
     count = args.jobs or (1 if cuda else max(1, torch.get_num_threads()))
     return partial(processes, device=pick_device(args.device), count=count)
 
 
-def on_cluster(args: argparse.Namespace, cuda: bool) -> Launcher:
+def on_cluster(args: argparse.Namespace, cuda: bool) -> "Launcher":
     try:
         from mdistiller_ext.study.cluster import ray_tasks
     except ImportError as error:
@@ -74,7 +83,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("action", choices=["run", "report"])
-    parser.add_argument("study", type=Path, metavar="STUDY.yaml")
+    parser.add_argument("study", type=existing, metavar="STUDY.yaml")
     parser.add_argument("--output", type=Path, default=Path("output", "studies"), metavar="FOLDER")
     parser.add_argument("--jobs", type=int, help="processes at once (default: one a core, or 1)")
     parser.add_argument("--together", type=int, help="runs a process trains at once (GPU: 16)")

@@ -8,20 +8,26 @@ import argparse
 import json
 from pathlib import Path
 
-from mdistiller_ext.command import run_tool
-from mdistiller_ext.config import NUM_CLASSES, get_cfg
-from mdistiller_ext.data import get_dataset
-from mdistiller_ext.engine import performance, pick_device, predict
+from mdistiller_ext.command import existing, run_tool
 from mdistiller_ext.errors import ConfigError, brief
-from mdistiller_ext.models import cifar_model_dict
-from mdistiller_ext.rules import rule_of
-from mdistiller_ext.teacher import fetch_weights, find_weights, load_into, load_weights
 
 
 def main(args: argparse.Namespace) -> None:
-    allowed, text = rule_of("DATASET.TEST.BATCH_SIZE")
-    if not allowed(args.batch_size):
-        raise ConfigError(f"--batch-size: {brief(args.batch_size)} is not allowed, expected {text}")
+    from mdistiller_ext.config import NUM_CLASSES, get_cfg
+    from mdistiller_ext.data import get_dataset
+    from mdistiller_ext.engine import performance, pick_device, predict
+    from mdistiller_ext.models import cifar_model_dict
+    from mdistiller_ext.rules import rule_of
+    from mdistiller_ext.teacher import fetch_weights, find_weights, load_into, load_weights
+
+    for option, value, key in (
+        ("model", args.model, "DISTILLER.STUDENT"),
+        ("dataset", args.dataset, "DATASET.TYPE"),
+        ("batch-size", args.batch_size, "DATASET.TEST.BATCH_SIZE"),
+    ):
+        allowed, text = rule_of(key)
+        if not allowed(value):
+            raise ConfigError(f"--{option}: {brief(value)} is not allowed, expected {text}")
     device = pick_device(args.device)
     cfg = get_cfg()
     cfg.DATASET.TYPE, cfg.DATASET.ROOT = args.dataset, args.root
@@ -46,13 +52,23 @@ def main(args: argparse.Namespace) -> None:
         )
 
 
+def weights(word: str) -> str | Path:
+    return word if word == "pretrain" else existing(word)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("-m", "--model", required=True, choices=cifar_model_dict)
-    parser.add_argument("-c", "--ckpt", default="pretrain", help="a file, or pretrain (default)")
-    parser.add_argument("-d", "--dataset", default="cifar100", choices=NUM_CLASSES)
+    parser.add_argument(
+        "-m", "--model", required=True, metavar="NAME", help="a network, as in DISTILLER.STUDENT"
+    )
+    parser.add_argument(
+        "-c", "--ckpt", default="pretrain", type=weights, help="a file, or pretrain (default)"
+    )
+    parser.add_argument(
+        "-d", "--dataset", default="cifar100", metavar="NAME", help="cifar100 (default) or digits"
+    )
     parser.add_argument("-bs", "--batch-size", type=int, default=64)
     parser.add_argument("--root", default="./data", help="folder of the data set (default ./data)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")

@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 
 from mdistiller_ext.command import run_tool
-from mdistiller_ext.files import write_atomically
-from mdistiller_ext.toolkit.export import plan
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "cifar100"
 
 
 def main(args: argparse.Namespace) -> None:
+    from mdistiller_ext.files import write_atomically
+    from mdistiller_ext.toolkit.export import plan
+
     changes = plan(args.checkout, CONFIGS)
     for file, text in changes.items():
         name = file.relative_to(args.checkout).as_posix()

@@ -9,14 +9,15 @@ import argparse
 import runpy
 import sys
 
-from mdistiller_ext.command import run_tool
+from mdistiller_ext.command import existing, run_tool
 from mdistiller_ext.errors import ConfigError
-from mdistiller_ext.toolkit.compat import mend
-from mdistiller_ext.toolkit.locate import find_toolkit
-from mdistiller_ext.toolkit.registration import register
 
 
 def main(args: argparse.Namespace) -> None:
+    from mdistiller_ext.toolkit.compat import mend
+    from mdistiller_ext.toolkit.locate import find_toolkit
+    from mdistiller_ext.toolkit.registration import register
+
     script = find_toolkit() / "tools" / "train.py"
     if not script.is_file():
         raise ConfigError(
@@ -27,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
     for text in mend() if args.compat else ():
         print(f"--compat: {text}", flush=True)
     resume = ["--resume"] if args.resume else []
-    sys.argv = [str(script), "--cfg", args.cfg, *resume, *args.opts]
+    sys.argv = [str(script), "--cfg", str(args.cfg), *resume, *args.opts]
     runpy.run_path(str(script), run_name="__main__")
 
 
@@ -35,7 +36,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--cfg", required=True, metavar="FILE", help="YAML file")
+    parser.add_argument("--cfg", required=True, type=existing, metavar="FILE", help="YAML file")
     parser.add_argument("--resume", action="store_true", help="as in the toolkit")
     parser.add_argument(
         "--compat", action="store_true", help="mend what stops the toolkit on this machine"

@@ -12,15 +12,16 @@ import tarfile
 from pathlib import Path
 from typing import BinaryIO
 
-from mdistiller_ext.command import run_tool
-from mdistiller_ext.engine.folder import LATEST, finished_record
+from mdistiller_ext.command import existing, run_tool
 from mdistiller_ext.errors import RunError
-from mdistiller_ext.files import extract, write_atomically, writing
-from mdistiller_ext.study.launch import LOG
-from mdistiller_ext.study.plan import RUNS
 
 
 def main(args: argparse.Namespace) -> None:
+    from mdistiller_ext.engine.folder import LATEST, finished_record
+    from mdistiller_ext.files import extract, write_atomically, writing
+    from mdistiller_ext.study.launch import LOG
+    from mdistiller_ext.study.plan import RUNS
+
     if args.action == "unpack":
         with writing(args.target):
             args.target.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("action", choices=["pack", "unpack"])
-    parser.add_argument("source", type=Path, metavar="SOURCE")
+    parser.add_argument("source", type=existing, metavar="SOURCE")
     parser.add_argument("target", type=Path, metavar="TARGET")
     parser.add_argument("--unfinished", action="store_true", help="with states to go on from")
     run_tool(main, parser)

@@ -10,18 +10,19 @@ import argparse
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
-from mdistiller_ext.command import run_tool
-from mdistiller_ext.config import NUM_CLASSES, load_cfg
-from mdistiller_ext.data import get_dataset
-from mdistiller_ext.engine import pick_device, teacher_weights
+from mdistiller_ext.command import existing, run_tool
 from mdistiller_ext.errors import ConfigError, RunError
-from mdistiller_ext.models import cifar_model_dict
-from mdistiller_ext.teacher import TeacherTable, default_root, load_into
 
 
 def main(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from mdistiller_ext.config import NUM_CLASSES, load_cfg
+    from mdistiller_ext.data import get_dataset
+    from mdistiller_ext.engine import pick_device, teacher_weights
+    from mdistiller_ext.models import cifar_model_dict
+    from mdistiller_ext.teacher import TeacherTable, default_root, load_into
+
     cfg = load_cfg(args.cfg, args.opts)
     if cfg.DISTILLER.TYPE == "NONE":
         raise ConfigError("DISTILLER.TYPE: NONE has no teacher")
@@ -51,7 +52,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--cfg", required=True, metavar="FILE", help="YAML file")
+    parser.add_argument("--cfg", required=True, type=existing, metavar="FILE", help="YAML file")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's")
     run_tool(main, parser)

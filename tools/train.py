@@ -8,12 +8,13 @@ import argparse
 from contextlib import nullcontext, redirect_stdout
 from io import StringIO
 
-from mdistiller_ext.command import run_tool
-from mdistiller_ext.config import load_cfg, shown
-from mdistiller_ext.engine import World, default_name, pick_device, train
+from mdistiller_ext.command import existing, run_tool
 
 
 def main(args: argparse.Namespace) -> None:
+    from mdistiller_ext.config import load_cfg, shown
+    from mdistiller_ext.engine import World, default_name, pick_device, train
+
     cfg = load_cfg(args.cfg, args.opts)
     device = pick_device(args.device)
     world = World.join(device)
@@ -36,7 +37,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--cfg", required=True, metavar="FILE", help="YAML file")
+    parser.add_argument("--cfg", required=True, type=existing, metavar="FILE", help="YAML file")
     parser.add_argument("--resume", action="store_true", help="go on where the same run stopped")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's")

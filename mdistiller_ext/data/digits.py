@@ -2,8 +2,6 @@
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from .views import ImageSet
 
@@ -12,6 +10,10 @@ TEST_SHARE = 0.7  # little to learn from, much to measure on
 
 def load() -> tuple[ImageSet, ImageSet]:
     """(train, test) of 539 and 1,258 images, each class split alike, always in the same way."""
+    # Here, because scikit-learn takes as long to import as all else but torch.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     images, targets = load_digits(return_X_y=True)
     pixels = np.rint(images * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8).repeat(3, axis=1)
     split = train_test_split(
