@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import CPU, ROOT, signal_at, untrained_teacher
+from conftest import CPU, ROOT, untrained_teacher
 
-from mdistiller_ext.engine import train
 from mdistiller_ext.engine.folder import plain
 from mdistiller_ext.engine.record import summary, write_record
 from mdistiller_ext.errors import ConfigError, RunError
@@ -315,27 +314,6 @@ def test_a_study_runs_goes_on_and_survives_a_failure(study, workdir, capsys):
     assert "6 runs: 4 finished already, 2 to go" in capsys.readouterr().out
     records, left_out = collect(built)
     assert len(records) == 4 and len(left_out) == 2
-
-
-def test_a_packed_study_goes_on_elsewhere(study, workdir, tool):
-    teacher = ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
-    words = [*teacher, "SOLVER.EPOCHS", "2"]
-    arms = {"DKD": {"cfg": "dkd.yaml"}, "student alone": {"cfg": "vanilla.yaml"}}
-    built = study(*words, arms=arms, seeds=[0], claims={})
-    train(built.jobs[0].cfg, built.jobs[0].name, CPU)
-    with signal_at(2, 3):
-        train(built.jobs[1].cfg, built.jobs[1].name, CPU)
-    before = (built.jobs[0].folder / "record.json").read_bytes()
-    assert tool("pack", "pack", "out/stub", "p.tar.xz", "--unfinished")[0] == 0
-    shutil.move("out", "there")
-    assert tool("pack", "unpack", "p.tar.xz", "out/stub")[0] == 0
-    assert {file.name for file in built.jobs[0].folder.iterdir()} == {"record.json"}
-    assert run_jobs(built.jobs, partial(processes, device=CPU, count=1)) == {}
-    assert (built.jobs[0].folder / "record.json").read_bytes() == before
-    log = (built.jobs[1].folder / "log.txt").read_text()
-    assert "going on after epoch 1 and step 3 of 9 of the next" in log
-    status, _, error = tool("pack", "pack", "nowhere", "p.tar.xz")
-    assert status == 1 and "nowhere: no records of a study in runs/" in error
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no Chromium")

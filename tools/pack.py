@@ -1,48 +1,31 @@
-"""Put a study's records into one small file, and take them out again.
+"""Put a study's runs into one small file, and take them out again.
 
-    python tools/pack.py pack output/studies/digits digits.tar.xz [--unfinished]
+    python tools/pack.py pack output/studies/digits digits.tar.xz [--unfinished] [--overwrite]
     python tools/pack.py unpack digits.tar.xz output/studies/digits
 
-Of each run its record and its log. With --unfinished also what it takes for the runs that have not
-come to their end to go on elsewhere: `tools/compare.py run` does, from where it was unpacked.
+Of each finished run its record and its log. With --unfinished the others too, with what it takes
+to go on elsewhere: `tools/compare.py run` does, from where they were unpacked. Unpacking into the
+study that sent them brings its runs home: each is taken where it is further than the one there.
 """
 
 import argparse
-import tarfile
 from pathlib import Path
-from typing import BinaryIO
 
 from mdistiller_ext.command import existing, run_tool
-from mdistiller_ext.errors import RunError
 
 
 def main(args: argparse.Namespace) -> None:
-    from mdistiller_ext.engine.folder import LATEST, finished_record
-    from mdistiller_ext.files import extract, write_atomically, writing
-    from mdistiller_ext.study.launch import LOG
-    from mdistiller_ext.study.plan import RUNS
+    from mdistiller_ext.errors import ConfigError
+    from mdistiller_ext.study.pack import pack, unpack
 
     if args.action == "unpack":
-        with writing(args.target):
-            args.target.mkdir(parents=True, exist_ok=True)
-        extract(args.source, RUNS, args.target)
-        return
-    files = [file for name in ("record.json", LOG) for file in args.source.glob(f"{RUNS}/*/{name}")]
-    if args.unfinished:
-        states = args.source.glob(f"{RUNS}/*/{LATEST}")
-        files += [file for file in states if not finished_record(file.parent)]
-    if not files:
-        raise RunError(f"{args.source}: no records of a study in {RUNS}/")
-
-    def write(sink: BinaryIO) -> None:
-        with tarfile.open(fileobj=sink, mode="w:xz") as archive:
-            for file in sorted(files):
-                archive.add(file, file.relative_to(args.source))
-
-    with writing(args.target):
-        args.target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(args.target, write)
-    print(f"{args.target}: {len(files)} files, {args.target.stat().st_size / 1e6:.1f} MB")
+        for name in ("unfinished", "overwrite"):
+            if getattr(args, name):
+                raise ConfigError(f"--{name}: has no effect with unpack")
+        print(unpack(args.source, args.target))
+    else:
+        options = {"unfinished": args.unfinished, "overwrite": args.overwrite}
+        print(pack(args.source, args.target, **options))
 
 
 if __name__ == "__main__":
@@ -53,4 +36,5 @@ if __name__ == "__main__":
     parser.add_argument("source", type=existing, metavar="SOURCE")
     parser.add_argument("target", type=Path, metavar="TARGET")
     parser.add_argument("--unfinished", action="store_true", help="with states to go on from")
+    parser.add_argument("--overwrite", action="store_true", help="where TARGET is there already")
     run_tool(main, parser)
