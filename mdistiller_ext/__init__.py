@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .models import cifar_model_dict
     from .toolkit.registration import register
 
+__version__ = "0.1.0"
 _HOMES = {
     "cifar_model_dict": ".models",
     "distiller_dict": ".distillers",

@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from ..config import as_pairs, leaves, load_cfg
 from ..errors import ConfigError, bare, brief
+from ..packaged import beside
 from ..rules import NAME, PATH
 from ..yaml_file import read_yaml
 
@@ -98,7 +99,7 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
         own = {"SOLVER.SEED": seed, "EXPERIMENT.NAME": name, "EXPERIMENT.PROJECT": RUNS}
         own |= {"LOG.PREFIX": str(output / slug(tree["name"]))}
         settings = common | dict(leaves(node.get("options", {}))) | own
-        cfg_file = file.parent / tree["students"][student] / node["cfg"]
+        cfg_file = beside(file, tree["students"][student]) / node["cfg"]
         try:
             cfg = load_cfg(cfg_file, [*chain.from_iterable(settings.items())])
         except ConfigError as error:
