@@ -30,7 +30,7 @@ def main() -> NoReturn:
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"mdistiller-ext {__version__}")
-    name = parser.parse_args(sys.argv[1:2]).command
+    name = parser.parse_args(sys.argv[1:2] or ["--help"]).command
     run(name.replace("-", "_"), f"mdistiller-ext {name}", sys.argv[2:])
 
 

@@ -57,6 +57,7 @@ def run_tool(
             message = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
         if args.debug:
             traceback.print_exc()
+    name = parser.prog.rpartition("/")[2]
     for line in message.splitlines():
-        print(f"{parser.prog}: error: {line}", file=sys.stderr)
+        print(f"{name}: error: {line}", file=sys.stderr)
     sys.exit(status)

@@ -38,10 +38,10 @@ def beside(file: Path, name: str) -> Path:
 
 
 def _find(kind: str, name: str) -> Path:
-    home = folder(kind)
-    for file in (Path(name), home.parent / name, home / name, home / f"{name}.yaml"):
-        if file.exists():
-            return file
+    for place in (Path(), folder(kind).parent, folder(kind)):
+        for file in (place / name, place / f"{name}.yaml"):
+            if file.exists():
+                return file
     raise argparse.ArgumentTypeError(
         f"{name}: No such file or directory, and not one that `mdistiller-ext configs` lists"
     )

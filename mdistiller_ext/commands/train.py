@@ -1,7 +1,7 @@
 """Train a student, or a teacher, as a config file says.
 
 %(prog)s --cfg configs/cifar100/dkd_lp.yaml [--resume] [KEY VALUE ...]
-torchrun --nproc_per_node 2 tools/train.py --cfg ...
+torchrun --nproc_per_node 2 -m mdistiller_ext train --cfg ...
 """
 
 import argparse
