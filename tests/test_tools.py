@@ -78,7 +78,10 @@ ERRORS = [
     (1, "eval", ["-m", "resnet8", "-d", "digits"], ["no weights", "Tried: checkpoints/digits"]),
     (2, "eval", ["-m", "resnet8", "-bs", "0"], ["--batch-size: 0 is not allowed"]),
     (2, "eval", ["-m", "resnet8", "-bs", "9" * 30], ["--batch-size: 9", "below 1e+06"]),
-    (2, "teacher_table", ["--cfg", DIGITS, "DKD.T", "0.0"], ["DKD.T: 0.0 is not allowed"]),
+    (2, "teacher_table", [*TEACHER[:2], "DKD.T", "0.0"], ["DKD.T: 0.0 is not allowed"]),
+    (2, "train", ["--cfg", DIGITS, "DKD.T", "2.0"], ["DKD.T: does nothing with DISTILLER.TYPE NO"]),
+    (2, "train", ["--cfg", ""], ["--cfg: is empty"]),
+    (2, "train", ["--cfg", "/dev/null"], ["--cfg /dev/null: sets nothing, expected sections"]),
     (2, "mdistiller_train", ["--cfg", DIGITS], ["MDISTILLER_ROOT: nowhere holds no"]),
     (2, "eval", ["-m", "vgg8"], ["invalid choice: 'vgg8'"]),
 ]
