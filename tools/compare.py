@@ -18,7 +18,7 @@ from mdistiller_ext.command import run_tool
 from mdistiller_ext.engine import pick_device
 from mdistiller_ext.errors import ConfigError, RunError
 from mdistiller_ext.study.launch import Launcher, processes, run_jobs
-from mdistiller_ext.study.plan import read_study
+from mdistiller_ext.study.plan import inert_arms, read_study
 
 
 def main(args: argparse.Namespace) -> None:
@@ -46,6 +46,8 @@ def main(args: argparse.Namespace) -> None:
         text, folder = write_report(study, args.allow)
         print(f"{text}\nreport: {folder / 'report.html'}")
         return
+    for line in inert_arms(study):
+        print(f"warning: {line}", flush=True)
     cuda = args.gpus > 0 if ray else pick_device(args.device).type == "cuda"
     launcher = on_cluster(args, cuda) if ray else on_machine(args, cuda)
     failed = run_jobs(study.jobs, launcher, args.together or (16 if cuda else 1))
