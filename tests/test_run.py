@@ -1,11 +1,13 @@
 """Runs: what they write, that seeds repeat them, and that they resume to the same weights."""
 
+import hashlib
 import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -355,13 +357,65 @@ def test_a_teacher_config_that_cannot_train_the_teacher_is_refused(workdir, teac
         (["DATASET.ROOT", "../x", "LOG.PREFIX", "/tmp"], "dkd,digits,seed0"),
         (["EXPERIMENT.NAME", "mine"], "mine"),
         (["SOLVER.EPOCHS", "2", "SOLVER.EPOCHS", "3"], "dkd,digits,EPOCHS=3,seed0"),
-        (["EXPERIMENT.TAG", "한" * 100], "한" * 64 + ",seed0"),  # 198 bytes
         (["SOLVER.LR_DECAY_STAGES", "[1, 2]"], "dkd,digits,LR_DECAY_STAGES=_1,_2_,seed0"),
+        # One config has one name.
+        (["DKD.T", "20e-1", "SOLVER.EPOCHS", " 2"], "dkd,digits,EPOCHS=2,T=2.0,seed0"),
+        # It names what runs.
+        (["DISTILLER.STUDENT", "resnet14"], "dkd,resnet20,resnet14,digits,seed0"),
+        (
+            ["DISTILLER.TEACHER", "resnet8", "DATASET.TYPE", "cifar100", "DKD.T", "2.0"],
+            "dkd,resnet8,resnet8,cifar100,T=2.0,seed0",
+        ),
+        (
+            ["DISTILLER.STUDENT", "resnet14", "EXPERIMENT.TAG", "mine"],
+            "mine,STUDENT=resnet14,seed0",
+        ),
+        (
+            ["DISTILLER.TYPE", "DKD", "EXPERIMENT.TAG", "mine"],
+            "mine,DISTILLER.TYPE=DKD,seed0",
+        ),
     ],
 )
 def test_default_name(options, name):
     cfg = load_cfg(ROOT / "configs" / "digits" / "dkd.yaml", options)
     assert default_name(cfg, options) == name
+
+
+def test_default_name_of_a_student_alone():
+    options = ["DISTILLER.STUDENT", "resnet14"]
+    cfg = load_cfg(ROOT / "configs" / "digits" / "vanilla.yaml", options)
+    assert default_name(cfg, options) == "none,resnet14,digits,seed0"
+
+
+def test_default_name_of_a_method_of_the_toolkit(toolkit):
+    options = ["DISTILLER.STUDENT", "resnet20"]
+    cfg = load_cfg(ROOT / "configs" / "cifar100" / "toolkit" / "kd.yaml", options)
+    assert default_name(cfg, options) == "kd,mdistiller,resnet110,resnet20,cifar100,seed0"
+
+
+def test_another_teacher_file_is_another_name_wherever_it_lies(workdir):
+    def name(file):
+        options = ["DISTILLER.TEACHER_CKPT", file]
+        return default_name(load_cfg(ROOT / "configs/digits/dkd.yaml", options), options)
+
+    Path("a.pth").write_bytes(b"one")
+    Path("b.pth").write_bytes(b"another")
+    shutil.copy("a.pth", "c.pth")
+    digest = hashlib.sha256(b"one").hexdigest()[:8]
+    assert name("a.pth") == name("c.pth") == f"dkd,digits,TEACHER_CKPT={digest},seed0"
+    assert name("b.pth") != name("a.pth")
+    with pytest.raises(ConfigError, match=r"DISTILLER\.TEACHER_CKPT: no such file: no\.pth"):
+        name("no.pth")
+
+
+def test_names_too_long_for_a_folder_are_still_different():
+    names = set()
+    for start in ("a", "b"):
+        options = ["EXPERIMENT.TAG", start + 100 * "한"]
+        cfg = load_cfg(ROOT / "configs" / "digits" / "dkd.yaml", options)
+        names.add(default_name(cfg, options))
+    assert len(names) == 2
+    assert all(name.endswith("한,seed0") and 190 < len(name.encode()) <= 200 for name in names)
 
 
 def test_learning_rate_falls_after_each_stage():

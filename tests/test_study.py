@@ -17,7 +17,7 @@ from mdistiller_ext.engine.record import summary, write_record
 from mdistiller_ext.errors import ConfigError, RunError
 from mdistiller_ext.study.analysis import analyse
 from mdistiller_ext.study.launch import processes, run_jobs
-from mdistiller_ext.study.plan import read_study
+from mdistiller_ext.study.plan import inert_arms, read_study
 from mdistiller_ext.study.records import check_conditions, collect, table
 from mdistiller_ext.study.report import write_report
 
@@ -91,6 +91,8 @@ def test_the_studies_are_valid(file, tmp_path):
     study = read_study(file, tmp_path)
     assert len({job.name for job in study.jobs}) == len(study.jobs)
     assert {job.arm for job in study.jobs} == set(study.arms)
+    assert {job.student for job in study.jobs} == {job.cfg.DISTILLER.STUDENT for job in study.jobs}
+    assert inert_arms(study) == []
     assert file.read_text().startswith(f"# python tools/compare.py run studies/{file.name}\n")
 
 
@@ -128,7 +130,9 @@ def test_runs_go_seed_by_seed_and_arms_with_seeds_of_their_own_after_those_befor
             {"arms": {**TREE["arms"], "LP": {"cfg": "dkd_lp.yaml", "seeds": 2}}},
             "arms: LP: seeds: 2 is not allowed, expected different integers",
         ),
-        ({"arms": {}}, "arms: {} is not allowed, expected a dict"),
+        ({"arms": {}}, "arms: {} is not allowed, expected entries NAME: VALUE"),
+        ({"name": 5}, "name: 5 is not allowed, expected text"),
+        ({"seeds": 10}, "seeds: 10 is not allowed, expected a list"),
         ({"baseline": "KD"}, "baseline: 'KD' is no arm"),
         ({"claims": {"resnet8": {"X": 1.0}}}, "claims: 'X' is no arm"),
         ({"claims": {"resnet9": {}}}, "claims: 'resnet9' is no student"),
@@ -139,11 +143,31 @@ def test_runs_go_seed_by_seed_and_arms_with_seeds_of_their_own_after_those_befor
         ({"arms": {"DKD": {"cfg": "a\0b"}}}, r"arms: DKD: cfg: 'a\\x00b' is not allowed"),
         (
             {"arms": {"DKD": {"cfg": "dkd.yaml", "options": [1]}}},
-            r"arms: DKD: options: \[1\] is not allowed, expected a dict",
+            r"arms: DKD: options: \[1\] is not allowed, expected entries KEY: VALUE",
         ),
         ({"claims": {"resnet8": {"EAT": "x"}}}, "claims: EAT: 'x' is not allowed, expected points"),
         ({"claims": {"resnet8": {"EAT": float("nan")}}}, "claims: EAT: nan is not allowed"),
-        ({"options": {1: 2}}, "DKD: 1: no such key"),
+        (
+            {"students": {"resnet14": str(ROOT / "configs" / "digits")}, "claims": {}},
+            r"\A[^\n]*students: resnet14: is not what runs: DISTILLER.STUDENT is resnet8; [^\n]*\Z",
+        ),
+        ({"options": {1: 2}}, r"1: is no key of .*LOG, NONE, DKD, DKD_EAT, DKD_LP, so that no arm"),
+        ({"options": {"SOLVR.EPOCHS": 2}}, "SOLVR.EPOCHS: is no key of EXPERIMENT, DATASET, "),
+        ({"options": {"KD": {"TEMPERATURE": 2}}}, "KD.TEMPERATURE: is no key of EXPERIMENT, "),
+        (
+            {"arms": TREE["arms"] | {"LP": {"cfg": "dkd_lp.yaml", "options": {"DKD.BETA": 1.0}}}},
+            "LP: DKD.BETA: does nothing with DISTILLER.TYPE DKD_LP; DKD_LP.BETA does",
+        ),
+        ({"options": {"SOLVER.SEED": 3}}, "options: SOLVER.SEED: is the study's own: `seeds` list"),
+        ({"options": {"LOG": {"PREFIX": "x"}}}, "options: LOG.PREFIX: .*: --output names"),
+        ({"options": {"EXPERIMENT.NAME": "x"}}, "options: EXPERIMENT.NAME: is the study's own: a"),
+        (
+            {
+                "arms": TREE["arms"]
+                | {"LP": {"cfg": "kd.yaml", "options": {"EXPERIMENT.PROJECT": "x"}}}
+            },
+            "arms: LP: options: EXPERIMENT.PROJECT: is the study's own: ",
+        ),
         ({"options": {"SOLVER": {"EPOCHS": "x"}}}, "DKD: SOLVER.EPOCHS: 'x' is of the wrong type"),
         ({"options": {"SOLVER.EPOCH": 3}}, "DKD: SOLVER.EPOCH: no such key; did you mean"),
         (
@@ -163,6 +187,83 @@ def test_faults_of_a_study_file(study, changes, fault):
 def test_an_option_without_a_value_is_said_once(study):
     with pytest.raises(ConfigError, match=r"\Aoptions come as KEY VALUE pairs, found 1 words: 'A'"):
         study("A")
+
+
+@pytest.mark.parametrize("key", ["SOLVER.SEED", "EXPERIMENT.NAME", "LOG.PREFIX"])
+def test_what_the_study_sets_is_refused_on_the_command_line_too(study, key):
+    with pytest.raises(ConfigError, match=f"options: {key}: is the study's own: "):
+        study(key, "1")
+
+
+def test_options_of_a_study_hold_for_the_arms_whose_method_has_them(study):
+    built = study("DKD_LP.BETA", "5.0", options={"DKD.T": 2.0, "DKD_EAT.RANGE": 0.3})
+    cfgs = {job.arm: job.cfg for job in built.jobs}
+    assert (cfgs["DKD"].DKD.T, cfgs["LP"].DKD_LP.BETA) == (2.0, 5.0)
+    assert (cfgs["LP"].DKD_LP.T, cfgs["LP"].DKD.T) == (4.0, 4.0)  # its own, and one of no use
+    assert cfgs["EAT"].DKD_EAT.RANGE == 0.2  # the arm's own option
+
+
+def test_what_never_acts_and_arms_that_are_the_same_run_are_said_once(study):
+    options = {"SOLVER.EPOCHS": 6, "SOLVER.LR_DECAY_STAGES": [5, 6]}
+    lines = inert_arms(study(options=options))
+    every = "student alone, DKD, EAT, LP"
+    assert lines[0] == (
+        f"resnet8: {every}: SOLVER.LR_DECAY_STAGES: [6] never act: SOLVER.EPOCHS is 6"
+    )
+    assert lines[-1] == "resnet8: DKD, EAT, LP: are the same run, for nothing that acts differs"
+    assert [line.split(": ")[1] for line in lines[1:-1]] == ["DKD", "EAT", "EAT", "LP", "LP"]
+
+
+def test_the_runner_and_the_report_agree_on_what_is_finished(study):
+    built = study()
+    stub_runs(built)
+    jobs = {(job.arm, job.seed): job for job in built.jobs}
+    shutil.rmtree(jobs["DKD", 5].folder)
+    shutil.copytree(jobs["DKD", 6].folder, jobs["DKD", 5].folder)
+    edit(jobs["DKD", 3], config=plain(jobs["LP", 3].cfg))
+    edit(jobs["DKD", 2], status="interrupted", config=plain(jobs["EAT", 2].cfg))
+    edit(jobs["LP", 0], status="interrupted")
+    before = {file: file.read_bytes() for file in Path("out").rglob("*") if file.is_file()}
+
+    def launcher(groups):
+        raise AssertionError("something runs")
+
+    wrong = run_jobs(built.jobs, launcher)
+    assert wrong.keys() == {f"resnet8,DKD,seed{seed}" for seed in (2, 3, 5)}
+    way_on = "remove out/stub/runs/{}, or give the study another `name:` or --output"
+    assert wrong["resnet8,DKD,seed5"] == (
+        f"a copy of resnet8,DKD,seed6; {way_on.format('resnet8,DKD,seed5')}"
+    )
+    reason = wrong["resnet8,DKD,seed3"]
+    assert reason.startswith("made with another config: DISTILLER.TYPE 'DKD_LP' -> 'DKD'; ")
+    assert reason.endswith(way_on.format("resnet8,DKD,seed3"))
+    for name in wrong:
+        shutil.rmtree(built.folder / "runs" / name)
+    left = []
+    run_jobs(built.jobs, lambda groups: left.extend(groups) or iter(()))
+    records, _ = collect(built)
+    assert {job.name for (job,) in left} == {job.name for job in built.jobs} - records.keys()
+    assert {f: f.read_bytes() for f in before if f.exists()} == {
+        file: content for file, content in before.items() if file.parent.name not in wrong
+    }
+
+
+def test_a_finished_study_is_not_another_ones(study, tool):
+    """Its runs have three epochs; four are asked for."""
+    stub_runs(study(seeds=[0]))
+    words = ["run", "stub.yaml", "--output", "out", "--device", "cpu"]
+    status, output, error = tool("compare", *words)
+    assert status == 0 and "4 runs: 4 finished already, 0 to go" in output
+    assert output.count("warning: resnet8: DKD, EAT, LP: are the same run") == 1
+    status, output, error = tool("compare", *words, "SOLVER.EPOCHS", "4")
+    assert status == 1 and "finished" not in output
+    lines = error.splitlines()
+    assert len(lines) == 4
+    assert lines[0] == (
+        "compare.py: error: resnet8,student_alone,seed0: made with another config: "
+        "SOLVER.EPOCHS 3 -> 4; remove out/stub/runs/resnet8,student_alone,seed0, or give the "
+        "study another `name:` or --output"
+    )
 
 
 def test_planted_effects_come_out(study):

@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
 
     from ..engine import pick_device
     from ..study.launch import run_jobs
-    from ..study.plan import read_study
+    from ..study.plan import inert_arms, read_study
 
     study = read_study(args.study, args.output, args.opts)
     if args.action == "report":
@@ -72,6 +72,8 @@ def main(args: argparse.Namespace) -> None:
         text, folder = write_report(study, args.allow)
         print(f"{text}\nreport: {folder / 'report.html'}")
         return
+    for line in inert_arms(study):
+        print(f"warning: {line}", flush=True)
     cuda = args.gpus > 0 if ray else pick_device(args.device).type == "cuda"
     launcher = on_cluster(args, cuda) if ray else on_machine(args, cuda)
     failed = run_jobs(study.jobs, launcher, args.together or (16 if cuda else 1))

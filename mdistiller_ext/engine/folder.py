@@ -1,8 +1,10 @@
 """The folder of a run: its name, its lock, and what it holds from before."""
 
+import hashlib
 import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +13,12 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
-from ..config import as_pairs, get_cfg, leaves, shown
+from ..config import as_pairs, get_cfg, leaves, shown, source
 from ..distillers import Distiller
 from ..errors import ConfigError, RunError
-from ..files import check_finite, load, save
+from ..files import check_finite, load, read, save
 from ..seeding import set_random_state
+from ..teacher import find_weights
 from .record import history_fault, read_record
 
 LATEST, PREVIOUS = "latest", "latest.previous"
@@ -44,18 +47,45 @@ PLACES = (
 )
 
 
+# What a config file's tag is about.
+TAGGED = {"DATASET.TYPE", "DISTILLER.TYPE", "DISTILLER.TEACHER", "DISTILLER.STUDENT"}
+LONGEST = 200  # bytes of a name, as file systems count
+
+
 def default_name(cfg: CfgNode, options: Sequence[str] = ()) -> str:
-    """EXPERIMENT.NAME, or the tag with the command line's settings and the seed."""
+    """EXPERIMENT.NAME, or the tag with the command line's settings and the seed.
+
+    Where the command line changes the method, a network or the data, but no tag, the file's would
+    lie; what runs takes its place. A file of weights that is named counts by its content.
+
+    Raises:
+        ConfigError: DISTILLER.TEACHER_CKPT does not exist.
+        RunError: it cannot be read.
+    """
     if cfg.EXPERIMENT.NAME:
         return cfg.EXPERIMENT.NAME
-    apart = [
-        f"{k.split('.', 1)[1]}={Path(v).name}"
-        for k, v in as_pairs(options).items()
-        if not _is_place(k) and k != "SOLVER.SEED"
-    ]
-    name = ",".join([cfg.EXPERIMENT.TAG, *apart, f"seed{cfg.SOLVER.SEED}"])
-    # File systems count bytes.
-    return re.sub(r"[^\w.,=+-]+", "_", name).encode()[-200:].decode(errors="ignore")
+    node, values, given = cfg.DISTILLER, dict(leaves(shown(cfg))), as_pairs(options)
+    alone = node.TYPE == "NONE"
+    parts, said = [cfg.EXPERIMENT.TAG], {"SOLVER.SEED"}
+    if given.keys() & TAGGED and "EXPERIMENT.TAG" not in given:
+        theirs = ["mdistiller"] if source(node) == "mdistiller" else []
+        networks = [node.STUDENT] if alone else [node.TEACHER, node.STUDENT]
+        parts = [node.TYPE.lower(), *theirs, *networks, cfg.DATASET.TYPE]
+        said |= TAGGED
+    short = Counter(key.split(".", 1)[1] for key in values)
+    for key, value in values.items():
+        if key in given and key not in said and not _is_place(key):
+            last = key.split(".", 1)[1]
+            parts.append(f"{last if short[last] == 1 else key}={value}")
+    if node.TEACHER_CKPT and not alone:
+        file = find_weights(node.TEACHER, cfg.DATASET.TYPE, node.TEACHER_CKPT)
+        assert file
+        parts.append(f"TEACHER_CKPT={_digest(read(file))}")
+    name = re.sub(r"[^\w.,=+-]+", "_", ",".join([*parts, f"seed{cfg.SOLVER.SEED}"]))
+    content = name.encode()
+    if len(content) <= LONGEST:
+        return name
+    return f"{_digest(content)},{content[9 - LONGEST :].decode(errors='ignore')}"
 
 
 def earlier_state(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | None:
@@ -186,6 +216,10 @@ def _way_out(folder: Path) -> str:
         return f"there is no state before it: remove {folder} to start anew"
     command = shlex.join(["mv", str(previous), str(latest)])
     return f"{previous} holds the state after epoch {epoch}: {command} and --resume go on from it"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def _is_place(key: str) -> bool:

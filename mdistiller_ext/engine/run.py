@@ -18,6 +18,7 @@ from ..data import ImageSet, get_dataset
 from ..distillers import Distiller
 from ..errors import ConfigError, RunError, Stopped
 from ..files import save
+from ..inert import inert, weak_teacher
 from ..seeding import epoch_generator, random_state, seed_everything
 from ..teacher import TabledTeacher, TeacherTable, Weights
 from ..toolkit.methods import toolkit_hash
@@ -96,6 +97,8 @@ class Run:
             print(f"{folder}: finished already")
             self.record: dict[str, Any] = earlier
             return
+        for line in inert(cfg):
+            print(f"warning: {line}")
         if device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = cfg.SOLVER.TF32
             torch.backends.cudnn.benchmark = True  # the shapes are fixed
@@ -366,6 +369,8 @@ class Run:
         measured = performance(self.logits_teacher, self.test_set.targets)
         name = self.cfg.DISTILLER.TEACHER
         print(f"teacher {name} from {self.weights.file}: test top-1 {measured['top1']:.2f} %")
+        if weak := weak_teacher(name, measured["top1"], self.cfg.DATASET.TYPE):
+            print(f"warning: {weak}")
         return {
             "name": name,
             "file": str(self.weights.file),

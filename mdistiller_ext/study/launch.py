@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from ..engine import StopSignals, pick_device, train, train_many
-from ..engine.folder import finished_record
+from ..engine.folder import differences, plain
 from ..engine.record import printable, read_record
 from ..errors import ConfigError, RunError, Stopped
 from .plan import Job
@@ -33,7 +33,8 @@ Launcher = Callable[[Sequence[list[Job]]], Iterator[int]]
 def run_jobs(jobs: Sequence[Job], launcher: Launcher, together: int = 1) -> dict[str, str]:
     """Run what is not finished; a run that stopped goes on, one that fails stops no other.
 
-    A run prints to `log.txt` in its folder.
+    A run prints to `log.txt` in its folder. Where a folder holds another run than its job's,
+    which the report would leave out, nothing is run.
 
     Args:
         together: runs that one process trains at once, for a GPU.
@@ -41,6 +42,8 @@ def run_jobs(jobs: Sequence[Job], launcher: Launcher, together: int = 1) -> dict
     Returns:
         name -> what went wrong, of the jobs that did not come to their end.
     """
+    if wrong := {job.name: reason for job in jobs if (reason := other_run(job))}:
+        return wrong
     left = [job for job in jobs if not finished(job)]
     print(f"{len(jobs)} runs: {len(jobs) - len(left)} finished already, {len(left)} to go")
     groups = [left[i : i + together] for i in range(0, len(left), together)]
@@ -130,10 +133,23 @@ def work(jobs: list[Job], device: str, threads: int) -> None:
 
 def finished(job: Job) -> bool:
     """Whether it has come to its end, by a record that can be believed."""
-    try:
-        return finished_record(job.folder) is not None
-    except RunError:
-        return False
+    record = _record(job)
+    return record is not None and record["status"] == "finished"
+
+
+def other_run(job: Job) -> str:
+    """Why the record in a job's folder is that of another run, and the way on; or ""."""
+    record = _record(job)
+    if record is None:
+        return ""
+    if record["name"] != job.name:
+        fault = f"a copy of {record['name']}"
+    elif apart := differences(record["config"], plain(job.cfg)):
+        fault = f"made with another config: {'; '.join(apart)}"
+    else:
+        return ""
+    way_on = f"remove {job.folder}, or give the study another `name:` or --output"
+    return printable(f"{fault}; {way_on}")
 
 
 def state(job: Job) -> tuple[str, int]:
@@ -143,6 +159,13 @@ def state(job: Job) -> tuple[str, int]:
         return record["status"], len(record["epochs"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return "new", 0
+
+
+def _record(job: Job) -> dict[str, Any] | None:
+    try:
+        return read_record(job.folder / "record.json")
+    except RunError:
+        return None  # there is none, or it is damaged, which the run says
 
 
 def _reason(job: Job) -> str:

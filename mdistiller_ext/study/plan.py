@@ -1,7 +1,9 @@
 """A study file: which arms, students and seeds are compared, and what is claimed about them."""
 
 import hashlib
+import json
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -10,8 +12,9 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from ..config import as_pairs, leaves, load_cfg
+from ..config import SECTIONS, acts, as_pairs, leaves, load_cfg
 from ..errors import ConfigError, bare, brief
+from ..inert import effect, inert
 from ..packaged import beside
 from ..rules import NAME, PATH
 from ..yaml_file import read_yaml
@@ -30,6 +33,14 @@ KEYS = {
 OPTIONAL = {"note", "options", "claims"}
 ARM_KEYS = {"cfg", "options", "seeds"}
 SEEDS = "different integers"
+KINDS = {str: "text", list: "a list", dict: "entries NAME: VALUE"}
+# Settings that the study makes for each run.
+RESERVED = {
+    "SOLVER.SEED": "`seeds` lists them",
+    "EXPERIMENT.NAME": "a run's name is its student, arm and seed",
+    "EXPERIMENT.PROJECT": "a study's runs are in one folder",
+    "LOG.PREFIX": "--output names the folder of all studies",
+}
 RUNS = "runs"  # the folder of the runs, in the study's
 
 
@@ -84,6 +95,9 @@ class Study:
 def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
     """Read a study file; `options` (KEY VALUE pairs) hold for every run, but an arm's own win.
 
+    They and the file's own `options` may have keys of methods: those hold for the arms of these
+    methods, of which there must be one.
+
     Raises:
         ConfigError: the file is no study, or a config of it is wrong; all faults at once.
     """
@@ -92,20 +106,30 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
     if faults:
         raise ConfigError("\n".join(f"{file}: {fault}" for fault in faults))
     common = dict(leaves(tree.get("options", {}))) | as_pairs(options)
-    jobs, wrong = [], []
+    jobs, wrong = [], [f"{file}: {fault}" for fault in _reserved(tree, common)]
     for student, arm, seed in _in_order(tree):
         node = tree["arms"][arm]
         name = slug(f"{student},{arm},seed{seed}")
         own = {"SOLVER.SEED": seed, "EXPERIMENT.NAME": name, "EXPERIMENT.PROJECT": RUNS}
         own |= {"LOG.PREFIX": str(output / slug(tree["name"]))}
-        settings = common | dict(leaves(node.get("options", {}))) | own
+        settings = dict(leaves(node.get("options", {}))) | own
         cfg_file = beside(file, tree["students"][student]) / node["cfg"]
         try:
-            cfg = load_cfg(cfg_file, [*chain.from_iterable(settings.items())])
+            cfg = load_cfg(cfg_file, [*chain.from_iterable(settings.items())], common)
         except ConfigError as error:
             wrong += [f"{file}: {arm}: {line}" for line in str(error).splitlines()]
-        else:
-            jobs.append(Job(student, arm, seed, name, cfg))
+            continue
+        if student != cfg.DISTILLER.STUDENT:
+            wrong.append(
+                f"{file}: students: {student}: is not what runs: DISTILLER.STUDENT is "
+                f"{cfg.DISTILLER.STUDENT}; call it so, or name a folder of its configs"
+            )
+        jobs.append(Job(student, arm, seed, name, cfg))
+    methods = dict.fromkeys(job.cfg.DISTILLER.TYPE for job in jobs)
+    idle = [key for key in common if not any(acts(key, method) for method in methods)]
+    if idle and not wrong:
+        known = ", ".join((*SECTIONS, *methods))
+        wrong = [f"{file}: {key}: is no key of {known}, so that no arm uses it" for key in idle]
     if wrong:
         raise ConfigError("\n".join(dict.fromkeys(wrong)))
     return Study(
@@ -131,9 +155,40 @@ def _in_order(tree: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
             yield from ((student, arm, seed) for student in tree["students"] for arm in together)
 
 
+def inert_arms(study: Study) -> list[str]:
+    """One line for each thing in a study that never acts, and for arms that are the same run."""
+    cfgs = {(job.student, job.arm): job.cfg for job in study.jobs}
+    idle: dict[tuple[str, str], list[str]] = defaultdict(list)
+    alike: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (student, arm), cfg in cfgs.items():
+        for line in inert(cfg):
+            idle[student, line].append(arm)
+        alike[student, json.dumps(effect(cfg), sort_keys=True)].append(arm)
+    lines = [f"{student}: {', '.join(arms)}: {line}" for (student, line), arms in idle.items()]
+    return lines + [
+        f"{student}: {', '.join(arms)}: are the same run, for nothing that acts differs"
+        for (student, _), arms in alike.items()
+        if len(arms) > 1
+    ]
+
+
+def _reserved(tree: dict[str, Any], common: dict[str, Any]) -> list[str]:
+    """The options that the study itself sets."""
+    given = {"options": common}
+    for arm, node in tree["arms"].items():
+        given[f"arms: {arm}: options"] = dict(leaves(node.get("options", {})))
+    return [
+        f"{place}: {key}: is the study's own: {reason}"
+        for place, options in given.items()
+        for key, reason in RESERVED.items()
+        if key in options
+    ]
+
+
 def _faults(tree: Any) -> list[str]:
     if not isinstance(tree, dict):
-        return [f"found a {type(tree).__name__}, expected {', '.join(KEYS)}"]
+        found = "is empty" if tree is None else f"found a {type(tree).__name__}"
+        return [f"{found}, expected {', '.join(KEYS)}"]
     faults = [
         f"{bare(key)}: no such key, expected {', '.join(KEYS)}" for key in tree if key not in KEYS
     ]
@@ -141,7 +196,7 @@ def _faults(tree: Any) -> list[str]:
         if key not in tree:
             faults += [] if key in OPTIONAL else [f"{key}: is missing"]
         elif not isinstance(tree[key], kind) or (key not in OPTIONAL and not tree[key]):
-            faults.append(_wrong(key, tree[key], f"a {kind.__name__}"))
+            faults.append(_wrong(key, tree[key], KINDS[kind]))
         elif key in ("students", "arms"):
             names = [name for name in tree[key] if not _is_text(name)]
             faults += [_wrong(key, name, "a name in printable characters") for name in names]
@@ -160,7 +215,7 @@ def _faults(tree: Any) -> list[str]:
         elif not _is_path(node["cfg"]):
             faults.append(_wrong(f"arms: {arm}: cfg", node["cfg"], PATH[1]))
         elif not isinstance(node.get("options", {}), dict):
-            faults.append(_wrong(f"arms: {arm}: options", node["options"], "a dict"))
+            faults.append(_wrong(f"arms: {arm}: options", node["options"], "entries KEY: VALUE"))
         elif not _are_seeds(node.get("seeds", [0])):
             faults.append(_wrong(f"arms: {arm}: seeds", node["seeds"], SEEDS))
     for key in ("baseline", "alone"):
