@@ -7,6 +7,7 @@ import runpy
 import signal
 import sys
 from contextlib import contextmanager
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -34,18 +35,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # pytest in the backgroun
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch) -> Path:
+def cache_folder(tmp_path_factory, monkeypatch) -> None:
     """Teacher tables land here, never in the user's cache."""
-    folder = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("MDISTILLER_EXT_CACHE", str(folder))
-    return folder
+    monkeypatch.setenv("MDISTILLER_EXT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+read_once = cache(cifar100.load)
 
 
 @pytest.fixture
-def shared() -> Path:
-    """The folder with the real CIFAR-100 and real teachers."""
+def shared(monkeypatch) -> Path:
+    """The folder with the real CIFAR-100, read once in a session, and real teachers."""
     if not (SHARED / "cifar-100-binary").is_dir():
         pytest.skip("the real CIFAR-100 and its teachers are not in ../shared")
+    monkeypatch.setattr(cifar100, "load", read_once)
     return SHARED
 
 

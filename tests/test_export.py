@@ -1,8 +1,5 @@
 """The export for upstream: what it writes, what it refuses, and that its losses are ours."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from conftest import ROOT, theirs
@@ -34,11 +31,14 @@ def checkout(tmp_path):
     return tmp_path / "checkout"
 
 
-def export(checkout, *options, status=0):
-    command = [sys.executable, str(ROOT / "tools" / "export_upstream.py"), str(checkout)]
-    result = subprocess.run([*command, *options], capture_output=True, text=True)
-    assert result.returncode == status, result.stderr
-    return result.stdout + result.stderr
+@pytest.fixture
+def export(tool, checkout):
+    def export(*options, status=0):
+        found, *output = tool("export_upstream", str(checkout), *options)
+        assert found == status, output
+        return "".join(output)
+
+    return export
 
 
 def contents(folder):
@@ -49,13 +49,13 @@ def contents(folder):
     }
 
 
-def test_check_writes_nothing_export_writes_once(checkout):
+def test_check_writes_nothing_export_writes_once(checkout, export):
     before = contents(checkout)
-    text = export(checkout, "--check", status=1)
+    text = export("--check", status=1)
     assert "would write mdistiller/distillers/DKD_LP.py" in text
     assert '+    "DKD_LP": DKD_LP,' in text and "+CFG.DKD_LP.STEP_EPOCHS = 20" in text
     assert contents(checkout) == before
-    export(checkout)
+    export()
     after = contents(checkout)
     assert set(after) - set(before) == {
         *(f"mdistiller/distillers/{name}.py" for name in METHODS),
@@ -66,16 +66,16 @@ def test_check_writes_nothing_export_writes_once(checkout):
         ),
     }
     assert {name for name in before if before[name] != after[name]} == {REGISTRY, CONFIG}
-    assert export(checkout) == export(checkout, "--check") == "nothing to change\n"
+    assert export() == export("--check") == "nothing to change\n"
     assert contents(checkout) == after
 
 
-def test_an_export_that_broke_off_is_completed(checkout):
-    export(checkout)
+def test_an_export_that_broke_off_is_completed(checkout, export):
+    export()
     whole = contents(checkout)
     (checkout / REGISTRY).write_text(STUB[REGISTRY])
     (checkout / "mdistiller/distillers/DKD_DAT.py").unlink()
-    export(checkout)
+    export()
     assert contents(checkout) == whole
 
 
@@ -91,13 +91,13 @@ def test_an_export_that_broke_off_is_completed(checkout):
         (CONFIG, None, "not a checkout of mdistiller"),
     ],
 )
-def test_what_does_not_look_as_expected_is_refused_untouched(checkout, file, text, message):
+def test_what_does_not_look_as_expected_is_refused_untouched(checkout, export, file, text, message):
     if text is None:
         (checkout / file).unlink()
     else:
         (checkout / file).write_bytes(text.encode())
     before = contents(checkout)
-    assert message in export(checkout, status=2)
+    assert message in export(status=2)
     assert contents(checkout) == before
 
 

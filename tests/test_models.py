@@ -1,11 +1,13 @@
 """The networks: keys, outputs, and real weights with their known accuracies."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mdistiller_ext import cifar_model_dict
 from mdistiller_ext.data import cifar100
-from mdistiller_ext.engine import performance, predict
+from mdistiller_ext.engine import predict
 from mdistiller_ext.teacher import load_into, load_weights
 
 NAMES = [f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56, 110)] + ["resnet8x4", "resnet32x4"]
@@ -41,12 +43,16 @@ def test_size(name, parameters):
 
 
 @pytest.mark.parametrize(
-    ("name", "top1"),
-    [("resnet20", 68.8), ("resnet32", 70.1), ("resnet44", 71.7), ("resnet56", 72.6)],
+    ("name", "right"),
+    [("resnet20", 692), ("resnet32", 689), ("resnet44", 723), ("resnet56", 712)],
 )
-def test_real_teachers_have_their_known_accuracy(shared, name, top1):
+def test_real_teachers_are_right_as_often_as_is_known(shared, name, right):
+    """On the first 1,000 test images: those of networks with 68.8, 70.1, 71.7 and 72.6 % on all.
+
+    No two best logits of these are closer than 4e-4. `eval.py` measures ResNet-20 on all images.
+    """
     model = cifar_model_dict[name][0](num_classes=100)
     load_into(model, load_weights(shared / "teachers" / f"cifar100_{name}.pth"), name)
     _, test = cifar100.load(shared)
-    measured = performance(predict(model, test, 250), test.targets)["top1"]
-    assert measured == pytest.approx(top1, abs=0.1)
+    few = replace(test, padded=test.padded[:1000], targets=test.targets[:1000])
+    assert (predict(model, few, 250).argmax(dim=1) == few.targets).sum() == right

@@ -3,91 +3,109 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import CPU, ROOT, signal_at, untrained_teacher
+from conftest import CPU, ROOT, TIMES, signal_at, untrained_teacher, weights
 
+from mdistiller_ext.config import load_cfg
 from mdistiller_ext.engine import World, run, train
 from mdistiller_ext.engine.loop import Meter
 from mdistiller_ext.engine.replicas import SyncedBatchNorm2d
 from mdistiller_ext.errors import ConfigError
 
 CONFIG = ROOT / "configs" / "digits" / "dkd_eat_dat_lp.yaml"
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+# A run whose batch norms are apart, and one that the first process is told to stop in its first
+# epoch, and that goes on. The words are those of tools/train.py.
+OTHERS = """
+import os, signal, sys
+from mdistiller_ext.config import load_cfg
+from mdistiller_ext.engine import World, pick_device, train
+from mdistiller_ext.engine.loop import Meter
+from mdistiller_ext.errors import Stopped
+
+config, *options = sys.argv[1:]
+device, count = pick_device("cpu"), Meter.count
+world = World.join(device)
+
+def run(name, synced, resume=False):
+    cfg = load_cfg(config, [*options, "SOLVER.SYNC_BN", synced])
+    return train(cfg, name, device, world=world, resume=resume)
+
+def counted(self, images):
+    if world.first and (self.epoch, self.step) == (1, 4):
+        os.kill(os.getpid(), signal.SIGTERM)
+    count(self, images)
+
+run("apart", "False")
+Meter.count = counted
+try:
+    run("parts", "True")
+except Stopped:
+    Meter.count = count
+    run("parts", "True", resume=True)
+"""
 
 
-def command(workdir, name, *options):
-    options = [
-        *("SOLVER.EPOCHS", "2", "SOLVER.LR", "0.0001", "EXPERIMENT.NAME", name),
-        *("DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir)), *options),
-    ]
-    return [str(ROOT / "tools" / "train.py"), "--device", "cpu", "--cfg", str(CONFIG), *options]
-
-
-def torchrun(*words, processes=2, status=0):
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    result = subprocess.run(
-        [*start, f"--nproc_per_node={processes}", *words], capture_output=True, text=True
-    )
-    assert (result.returncode != 0) == bool(status), result.stderr[-2000:]
-    return result.stdout + result.stderr
-
-
-def record(name):
-    return json.loads(Path("output", "digits", name, "record.json").read_text())
-
-
-def test_two_processes_train_as_one_does(workdir):
-    """With DAT's ranking, the last smaller batch, and batch norm over the whole batch.
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The epochs and the weights of a run by one process and of three by two, and what one said.
 
     At a small learning rate: rounding grows with each step, as in any two runs.
     """
-    subprocess.run([sys.executable, *command(workdir, "one")], check=True, capture_output=True)
-    output = torchrun(*command(workdir, "two", "SOLVER.SYNC_BN", "True"))
-    assert output.count("epoch   2/2") == 1 and "processes: 2" in output
-    one, two = record("one"), record("two")
-    for before, after in zip(one["epochs"], two["epochs"], strict=True):
+    home = tmp_path_factory.mktemp("replicas")
+    options = ["SOLVER.EPOCHS", "2", "SOLVER.LR", "0.0001"]
+    options += ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(home))]
+    folder = home / "output" / "digits"
+    train(load_cfg(CONFIG, [*options, "LOG.PREFIX", str(home / "output")]), "one", CPU)
+    (home / "others.py").write_text(OTHERS)
+
+    def call(*command):
+        result = subprocess.run(command, cwd=home, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-2000:]
+        return result.stdout
+
+    words = ["--device", "cpu", "--cfg", str(CONFIG), *options, "EXPERIMENT.NAME", "two"]
+    said = call(*TWO, str(ROOT / "tools" / "train.py"), *words, "SOLVER.SYNC_BN", "True")
+    others = call(*TWO, "others.py", str(CONFIG), *options)
+    assert others.count("parts: going on after epoch 1") == 2
+    epochs = {
+        name: json.loads((folder / name / "record.json").read_text())["epochs"]
+        for name in ("one", "two", "apart", "parts")
+    }
+    return epochs, {name: weights(folder / name) for name in epochs}, said
+
+
+def test_two_processes_train_as_one_does(runs):
+    """With DAT's ranking, the last smaller batch, and batch norm over the whole batch."""
+    epochs, states, said = runs
+    assert said.count("epoch   2/2") == 1 and "processes: 2" in said
+    for before, after in zip(epochs["one"], epochs["two"], strict=True):
         for key in ("loss", "loss_ce", "loss_kd", "train_top1", "test_nll"):
             assert after[key] == pytest.approx(before[key], rel=5e-6), key
         for key in ("lr", "temperature", "pruned_ratio", "dat_raised", "dat_lowered"):
             assert after[key] == before[key]
-    assert two["epochs"][0]["dat_raised"] > 0
-    first, second = (
-        torch.load(f"output/digits/{name}/student_last", weights_only=True)["model"]
-        for name in ("one", "two")
-    )
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-5)
+    assert epochs["two"][0]["dat_raised"] > 0
+    assert states["one"].keys() == states["two"].keys()
+    for key, value in states["one"].items():
+        torch.testing.assert_close(states["two"][key], value, rtol=1e-3, atol=1e-5)
 
 
-def test_without_synchronised_batch_norm_it_is_another_run(workdir):
-    torchrun(*command(workdir, "synced", "SOLVER.SYNC_BN", "True", "SOLVER.EPOCHS", "1"))
-    torchrun(*command(workdir, "apart", "SOLVER.EPOCHS", "1"))
-    losses = [record(name)["epochs"][0]["loss"] for name in ("synced", "apart")]
-    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+def test_without_synchronised_batch_norm_it_is_another_run(runs):
+    synced, apart = (runs[0][name][0]["loss"] for name in ("two", "apart"))
+    assert synced != pytest.approx(apart, rel=1e-4)
 
 
-def test_two_processes_resume(workdir):
-    synced = ("SOLVER.SYNC_BN", "True")
-    torchrun(*command(workdir, "whole", *synced, "SOLVER.EPOCHS", "4"))
-    words = command(workdir, "parts", *synced, "SOLVER.EPOCHS", "4")
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    with subprocess.Popen(
-        [*start, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout
-        for line in process.stdout:
-            if line.startswith("epoch   2/4"):
-                process.terminate()
-                break
-    torchrun(*words, "--resume")
-    whole, parts = record("whole"), record("parts")
-    assert [e["epoch"] for e in parts["epochs"]] == [1, 2, 3, 4]
-    assert whole["last_epoch_top1"] == parts["last_epoch_top1"]
-    assert [e["loss"] for e in whole["epochs"]] == [e["loss"] for e in parts["epochs"]]
+def test_two_processes_stop_together_and_go_on(runs):
+    """To the same bits: a sum of two terms has no order."""
+    epochs, states, _ = runs
+    for before, after in zip(epochs["two"], epochs["parts"], strict=True):
+        assert {k: v for k, v in after.items() if k not in TIMES} == {
+            k: v for k, v in before.items() if k not in TIMES
+        }
+    assert all(torch.equal(value, states["parts"][key]) for key, value in states["two"].items())
 
 
 def test_each_image_is_in_one_process_and_batches_keep_their_order():

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import CPU, ROOT, assert_same_run, signal_at, write_study
 
@@ -21,6 +23,8 @@ from mdistiller_ext.study.plan import read_study
 from mdistiller_ext.teacher import TeacherTable
 
 TRAIN = [sys.executable, str(ROOT / "tools" / "train.py"), "--device", "cpu", "--cfg"]
+ENDLESS = ["SOLVER.EPOCHS", "900000"]  # so that no signal comes too late
+HANGS = 600  # seconds
 COMPARE = [sys.executable, str(ROOT / "tools" / "compare.py"), "run"]
 
 
@@ -134,17 +138,29 @@ def test_a_second_signal_has_its_usual_effect():
             stop.check()
 
 
+@contextmanager
+def started(*command):
+    """A process that would go on for days; whatever happens, it does not outlive the test."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        family = [psutil.Process(process.pid)]
+        try:
+            yield process, family
+        finally:
+            for member in family:
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_says_how_to_go_on(workdir, signum):
     config = str(ROOT / "configs" / "digits" / "vanilla.yaml")
-    command = [*TRAIN, config, "SOLVER.EPOCHS", "50", "EXPERIMENT.NAME", "r"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as process:
+    with started(*TRAIN, config, *ENDLESS, "EXPERIMENT.NAME", "r") as (process, _):
         for line in process.stdout:
-            if line.startswith("epoch   2/50"):
+            if line.startswith("epoch   2/"):
                 process.send_signal(signum)
                 break
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=HANGS)
     assert process.returncode == 128 + signum
     (line,) = errors.splitlines()
     assert f"error: stopped by {signum.name}; output/digits/r keeps the state after epoch" in line
@@ -154,20 +170,21 @@ def test_the_command_says_how_to_go_on(workdir, signum):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_a_study_takes_its_processes_with_it(workdir, signum):
     """Killed, too: no process goes on for a study that is no more."""
-    write_study(Path("s.yaml"), "vanilla", **{"SOLVER.EPOCHS": 200})
-    jobs = read_study(Path("s.yaml"), Path("output", "studies")).jobs
-    with subprocess.Popen([*COMPARE, "s.yaml", "--jobs", "2"], stderr=subprocess.PIPE) as process:
+    write_study(Path("s.yaml"), "vanilla")
+    jobs = read_study(Path("s.yaml"), Path("output", "studies"), ENDLESS).jobs
+    with started(*COMPARE, "s.yaml", "--jobs", "2", *ENDLESS) as (process, family):
         while any(state(job)[1] < 2 for job in jobs):
             assert process.poll() is None
             time.sleep(0.1)
+        family += family[0].children(recursive=True)
         process.send_signal(signum)
-        errors = process.communicate(timeout=60)[1].decode()
-    if signum == signal.SIGTERM:
-        assert process.returncode == 128 + signum and "stopped by SIGTERM" in errors
-    end = time.monotonic() + 60
-    while any(state(job)[0] == "running" for job in jobs):
-        assert time.monotonic() < end
-        time.sleep(0.1)
+        errors = process.communicate(timeout=HANGS)[1]
+        if signum == signal.SIGTERM:
+            assert process.returncode == 128 + signum and "stopped by SIGTERM" in errors
+        end = time.monotonic() + HANGS
+        while any(state(job)[0] == "running" for job in jobs):
+            assert time.monotonic() < end
+            time.sleep(0.1)
     for job in jobs:
         assert state(job)[0] == "interrupted"
         assert "stopped by SIGTERM" in (job.folder / "log.txt").read_text()

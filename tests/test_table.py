@@ -1,7 +1,7 @@
 """The teacher table: its entries are the teacher's answers, whatever happens to its files."""
 
-import subprocess
-import sys
+import copy
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -138,29 +138,40 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, network, data):
         open_table(tmp_path / "file", network, data)
 
 
-FILL = """
-import sys, torch
-from pathlib import Path
-from mdistiller_ext import cifar_model_dict
-from mdistiller_ext.data import digits
-from mdistiller_ext.teacher import TeacherTable
-torch.set_num_threads(1)
-torch.manual_seed(0)
-network = cifar_model_dict["resnet8"][0](num_classes=10)
-table = TeacherTable(Path(sys.argv[1]), network, digits.load()[0])
-table.fill()
-print(table.filled == table.rows, table.damaged)
-"""
+def large():
+    """A network, and images enough to be filled in by several."""
+    torch.manual_seed(0)
+    network = cifar_model_dict["resnet8"][0](num_classes=10)
+    pixels = torch.randint(256, (400, 3, 8, 8), dtype=torch.uint8)
+    data = ImageSet.build(pixels, torch.arange(400) % 10, (0.5,) * 3, (0.25,) * 3, 1, flips=True)
+    return network, data
+
+
+def fill(folder, ready):
+    """A process that fills the table when the others are ready to."""
+    torch.set_num_threads(1)
+    network, data = large()
+    ready.wait()
+    table = TeacherTable(folder, network, data)
+    table.fill(images=20)
+    assert table.filled == table.rows
 
 
 def test_processes_fill_one_table_together(tmp_path):
-    command = [sys.executable, "-c", FILL, str(tmp_path)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert [p.communicate()[0].split()[0] for p in processes] == ["True"] * 3
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mdistiller_ext.engine"])
+    ready = context.Barrier(3)
+    processes = [context.Process(target=fill, args=(tmp_path, ready)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 3
     (folder,) = tmp_path.iterdir()
     assert sorted(f.name for f in folder.iterdir()) == ["lock", "logits", "sums", "table.json"]
-    again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert again.stdout.split() == ["True", "0"]
+    again = TeacherTable(tmp_path, *large())
+    again.logits(*everything(again.data))
+    assert (again.filled, again.misses, again.damaged) == (again.rows, 0, 0)
 
 
 class Features(Distiller):
@@ -248,22 +259,25 @@ def test_a_run_with_the_table_is_the_run_without(digits_cfg, workdir, monkeypatc
     assert (workdir / "cache" / records["warm"]["teacher_table"]["fingerprint"]).is_dir()
 
 
-@pytest.mark.parametrize("method", ["KD", "DKD", "DKD_EAT", "DKD_DAT", "DKD_LP"])
-def test_losses_on_real_images_are_those_of_the_live_teacher(shared, tmp_path, method):
+def test_losses_on_real_images_are_those_of_the_live_teacher(shared, tmp_path):
     """float32: relative 1e-6; float16: 2e-4."""
     train_set, _ = cifar100.load(shared)
     student, teacher = networks(shared)
     parts = batches(shared, 3)
-    tables = {d: TeacherTable(tmp_path, teacher, train_set, d) for d in ("float32", "float16")}
-    distiller = distiller_dict[method](student, teacher, get_cfg()).train()
-    live = [distiller(image=b.image, target=b.target, epoch=41)[1]["loss_kd"] for b in parts]
-    tabled = TabledTeacher(teacher)
-    for dtype, tolerance in (("float32", 1e-6), ("float16", 2e-4)):
-        answers = [tables[dtype].logits(b.index, b.view) for b in parts]
-        for batch, expected in zip(tabled.follow(parts, answers), live, strict=True):
-            loss = distiller(image=batch.image, target=batch.target, epoch=41)[1]["loss_kd"]
-            torch.testing.assert_close(loss, expected, rtol=tolerance, atol=0)
-    assert tabled.live_calls == 0
+    answers = {}
+    for dtype in ("float32", "float16"):
+        opened = TeacherTable(tmp_path, teacher, train_set, dtype)
+        answers[dtype] = [opened.logits(b.index, b.view) for b in parts]
+    for method in ("KD", "DKD", "DKD_EAT", "DKD_DAT", "DKD_LP"):
+        pair = copy.deepcopy((student, teacher))
+        distiller = distiller_dict[method](*pair, get_cfg()).train()
+        live = [distiller(image=b.image, target=b.target, epoch=41)[1]["loss_kd"] for b in parts]
+        tabled = TabledTeacher(pair[1])
+        for dtype, tolerance in (("float32", 1e-6), ("float16", 2e-4)):
+            for batch, expected in zip(tabled.follow(parts, answers[dtype]), live, strict=True):
+                loss = distiller(image=batch.image, target=batch.target, epoch=41)[1]["loss_kd"]
+                torch.testing.assert_close(loss, expected, rtol=tolerance, atol=0)
+        assert tabled.live_calls == 0
 
 
 def test_folding_leaves_the_network_alone():

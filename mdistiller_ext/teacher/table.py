@@ -155,7 +155,7 @@ class TeacherTable:
                 if progress:
                     progress(len(part))
         self.hits += len(position) - (self.misses - before)
-        if self.resident is not None and self.misses > before:
+        if self.device.type == "cuda" and self.misses > before:
             torch.cuda.current_stream(self.device).synchronize()  # for the streams of other runs
         return found.to(self.device, torch.float32)
 
