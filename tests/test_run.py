@@ -11,11 +11,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CPU, ROOT, TIMES, assert_same_run, scalars, untrained_teacher, weights
+from conftest import (
+    CPU,
+    ROOT,
+    TIMES,
+    assert_same_run,
+    scalars,
+    signal_at,
+    untrained_teacher,
+    weights,
+)
 from filelock import FileLock
 
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.engine import default_name, run, train, train_many, training
+from mdistiller_ext.engine import folder as folder_module
 from mdistiller_ext.engine.loop import learning_rate
 from mdistiller_ext.errors import ConfigError, RunError
 from mdistiller_ext.rules import RULES
@@ -171,17 +181,71 @@ def test_resume_where_nothing_is_starts(digits_cfg):
 
 
 def test_a_folder_with_a_run_is_not_reused(digits_cfg):
-    _, folder = train(digits_cfg(), "r", CPU)
-    before = (folder / "record.json").read_bytes()
-    with pytest.raises(ConfigError, match=r"output/digits/r holds a run already: .* --resume"):
+    with signal_at(2, 3):
         train(digits_cfg(), "r", CPU)
-    assert (folder / "record.json").read_bytes() == before
+    before = {p: p.read_bytes() for p in Path("output/digits/r").rglob("*") if p.is_file()}
+    for options in ([], ["SOLVER.LR", "0.1"]):
+        with pytest.raises(ConfigError, match=r"output/digits/r holds a run already: .* --resume"):
+            train(digits_cfg("vanilla", *options), "r", CPU)
+    assert before == {p: p.read_bytes() for p in Path("output/digits/r").rglob("*") if p.is_file()}
+
+
+def test_the_same_command_on_a_finished_run_ends_with_what_is_there(digits_cfg, tool, monkeypatch):
+    words = ["--cfg", str(ROOT / "configs/digits/vanilla.yaml"), "SOLVER.EPOCHS", "2"]
+    words += ["--device", "cpu"]
+    first, second = tool("train", *words), tool("train", *words)
+    assert first[0] == second[0] == 0 and "finished already" in second[1]
+    assert first[1].splitlines()[-2:] == second[1].splitlines()[-2:]
+    (latest,) = Path("output/digits").glob("*/latest")
+    latest.unlink()  # as of a run that was packed
+    assert tool("train", *words)[0] == 0
+    monkeypatch.setattr(folder_module, "CODE", "edited")
+    status, _, error = tool("train", *words)
+    assert status == 2 and "holds a finished run of other code (sha256 " in error
+    assert tool("train", *words, "--resume")[0] == 0
+
+
+@pytest.mark.parametrize("method", ["vanilla", "dkd_lp"])
+def test_a_finished_run_goes_on_to_more_epochs(digits_cfg, method):
+    whole = digits_cfg(method, "SOLVER.EPOCHS", "4")
+    _, expected = train(whole, "whole", CPU)
+    train(digits_cfg(method, "SOLVER.EPOCHS", "2"), "longer", CPU)
+    record, folder = train(whole, "longer", CPU, resume=True)
+    assert_same_run(folder, expected)
+    assert [session["first_epoch"] for session in record["environments"]] == [1, 3]
+
+
+def test_a_run_that_would_have_begun_otherwise_does_not_go_on(digits_cfg):
+    eat = ["DKD_EAT.STEP_EPOCHS", "1"]
+    train(digits_cfg("dkd_eat", *eat), "r", CPU)
+    message = r"cannot go on: in a run of so many epochs the temperature of epoch 2 is 4.53"
+    with pytest.raises(ConfigError, match=message):
+        train(digits_cfg("dkd_eat", *eat, "SOLVER.EPOCHS", "4"), "r", CPU, resume=True)
+    with pytest.raises(ConfigError, match=r"another config: SOLVER\.EPOCHS 3 -> 2"):
+        train(digits_cfg("dkd_eat", *eat, "SOLVER.EPOCHS", "2"), "r", CPU, resume=True)
+    stages = ["SOLVER.LR_DECAY_STAGES", "[1]"]
+    with pytest.raises(ConfigError, match=r"another config: SOLVER\.LR_DECAY_STAGES"):
+        train(digits_cfg("dkd_eat", *eat, *stages), "r", CPU, resume=True)
+
+
+def test_resume_finds_the_run_of_other_epochs_and_says_where_there_is_none(workdir, tool):
+    words = ["--cfg", str(ROOT / "configs/digits/vanilla.yaml"), "--device", "cpu"]
+    _, output, _ = tool("train", *words, "--resume", "SOLVER.EPOCHS", "1")
+    assert "EPOCHS=1,seed0: nothing to resume, so it starts with epoch 1" in output
+    status, output, _ = tool("train", *words, "--resume", "SOLVER.EPOCHS", "2")
+    assert status == 0 and "EPOCHS=1,seed0: going on after epoch 1" in output
+    assert [file.name for file in Path("output/digits").iterdir()] == [
+        "vanilla,digits,EPOCHS=1,seed0"
+    ]
+    Path("output/digits/vanilla,digits,EPOCHS=7,seed0").mkdir()
+    status, _, error = tool("train", *words, "--resume", "SOLVER.EPOCHS", "3")
+    assert status == 2 and "EPOCHS=7,seed0: name one of them with EXPERIMENT.NAME" in error
 
 
 def test_resume_with_another_config_is_refused(digits_cfg):
     train(digits_cfg(), "r", CPU)
-    with pytest.raises(ConfigError, match=r"another config: SOLVER\.EPOCHS 3 -> 4"):
-        train(digits_cfg("vanilla", "SOLVER.EPOCHS", "4"), "r", CPU, resume=True)
+    with pytest.raises(ConfigError, match=r"another config: SOLVER\.LR 0\.02 -> 0\.1"):
+        train(digits_cfg("vanilla", "SOLVER.LR", "0.1"), "r", CPU, resume=True)
 
 
 def test_resume_with_another_teacher_is_refused(digits_cfg, workdir):

@@ -7,6 +7,7 @@ torchrun --nproc_per_node 2 -m mdistiller_ext train --cfg ...
 import argparse
 from contextlib import nullcontext, redirect_stdout
 from io import StringIO
+from pathlib import Path
 
 from .. import packaged
 
@@ -22,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     from ..config import load_cfg, shown
-    from ..engine import World, default_name, pick_device, train
+    from ..engine import World, default_name, pick_device, resumed_name, train
 
     cfg = load_cfg(args.cfg, args.opts)
     device = pick_device(args.device)
@@ -30,7 +31,10 @@ def main(args: argparse.Namespace) -> None:
     # One process speaks for all.
     with nullcontext() if world.first else redirect_stdout(StringIO()):
         print(f"{shown(cfg).dump()}device: {device}, processes: {world.size}", flush=True)
-        name = default_name(cfg, args.opts)
+        name = (resumed_name if args.resume else default_name)(cfg, args.opts)
+        folder = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name)
+        if args.resume and not folder.exists():
+            print(f"{folder}: nothing to resume, so it starts with epoch 1")
         record, folder = train(cfg, name, device, resume=args.resume, world=world)
     world.leave()
     if world.first:

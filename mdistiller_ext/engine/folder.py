@@ -5,7 +5,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from ..errors import ConfigError, RunError
 from ..files import check_finite, load, read, save
 from ..seeding import set_random_state
 from ..teacher import find_weights
+from .environment import CODE
 from .record import history_fault, read_record
 
+Planned = Callable[[int], dict[str, float]]
 LATEST, PREVIOUS = "latest", "latest.previous"
 # What `latest` holds.
 STATE: dict[str, Any] = {
@@ -49,6 +51,7 @@ PLACES = (
 
 # What a config file's tag is about.
 TAGGED = {"DATASET.TYPE", "DISTILLER.TYPE", "DISTILLER.TEACHER", "DISTILLER.STUDENT"}
+_EPOCHS = r",EPOCHS=\d+"
 LONGEST = 200  # bytes of a name, as file systems count
 
 
@@ -88,11 +91,50 @@ def default_name(cfg: CfgNode, options: Sequence[str] = ()) -> str:
     return f"{_digest(content)},{content[9 - LONGEST :].decode(errors='ignore')}"
 
 
+def resumed_name(cfg: CfgNode, options: Sequence[str] = ()) -> str:
+    """`default_name`, or that of the run there is of another number of epochs.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    name, home = default_name(cfg, options), Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT)
+    if (home / name).exists() or not home.is_dir():
+        return name
+    bare = re.sub(_EPOCHS, "", name)
+    others = [file.name for file in home.iterdir() if re.sub(_EPOCHS, "", file.name) == bare]
+    if len(others) > 1:
+        raise ConfigError(
+            f"--resume: {home} has no {name}, but {', '.join(sorted(others))}: name one of them "
+            f"with EXPERIMENT.NAME"
+        )
+    return others[0] if others else name
+
+
+def finished_before(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | None:
+    """The record of this very run if it has come to its end.
+
+    Raises:
+        ConfigError: `resume` is false, and the run was made by other code.
+        RunError: the record is damaged.
+    """
+    record = finished_record(folder)
+    if not record or differences(record["config"], plain(cfg)):
+        return None
+    code = record["environments"][-1].get("code")
+    if not resume and code != CODE:
+        raise ConfigError(
+            f"{folder} holds a finished run of other code (sha256 {str(code)[:12]}, this is "
+            f"{CODE[:12]}): start another with a different EXPERIMENT.NAME"
+        )
+    return record
+
+
 def earlier_state(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | None:
     """What `latest` holds, or None for a run that starts.
 
     Raises:
-        ConfigError: the folder holds a run and `resume` is false, or its config is another.
+        ConfigError: the folder holds a run and `resume` is false, or its config is another in
+            more than that it was to end sooner.
         RunError: `latest` is damaged, or gone.
     """
     latest, record = folder / LATEST, folder / "record.json"
@@ -111,9 +153,28 @@ def earlier_state(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | 
     except RunError as error:
         raise RunError(f"{error}; {_way_out(folder)}") from error
     changed = differences(state["config"], plain(cfg))
-    if changed:
+    longer = state["epoch"] < cfg.SOLVER.EPOCHS and len(changed) == 1
+    if changed and not (longer and changed[0].startswith("SOLVER.EPOCHS ")):
         raise ConfigError(f"{latest}: was trained with another config: {'; '.join(changed)}")
     return state
+
+
+def check_history(history: Sequence[dict[str, float]], expected: Planned, folder: Path) -> None:
+    """Refuse to go on with epochs that a run of this config would have trained otherwise.
+
+    Args:
+        expected: epoch -> the learning rate and what the method schedules.
+
+    Raises:
+        ConfigError: names the first setting that differs.
+    """
+    for epoch in history:
+        for key, value in expected(int(epoch["epoch"])).items():
+            if epoch.get(key) != value:
+                raise ConfigError(
+                    f"{folder}: cannot go on: in a run of so many epochs the {key} of epoch "
+                    f"{epoch['epoch']} is {value:g}, it was {epoch.get(key):g}"
+                )
 
 
 def save_state(state: dict[str, Any], folder: Path) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from .build import (
 from .environment import changes, environment
 from .evaluation import fidelity, performance, predict
 from .events import Events, Progress
-from .folder import LATEST, finished_record, fitting, plain, restore, save_state
+from .folder import LATEST, check_history, fitting, plain, restore, save_state
 from .graph import DeviceSteps
 from .loop import Meter, learning_rate, train_epoch
 from .record import method_facts, peak_memory, summary, write_record
@@ -75,6 +75,19 @@ class Common:
         return self.tables[key]
 
 
+class Finished(NamedTuple):
+    """A run that had come to its end before."""
+
+    record: dict[str, Any]
+    folder: Path
+
+    def go(self) -> dict[str, Any]:
+        return self.record
+
+    def advance(self) -> Generator[None, None, None]:
+        yield from ()
+
+
 class Run:
     """The state of a run: everything that `latest` holds, and how it goes on."""
 
@@ -91,12 +104,6 @@ class Run:
         self.device = device = common.device
         self.common, self.stop, self.world = common, common.stop, common.world
         self.history: list[dict[str, float]] = []
-        earlier = finished_record(folder) if state else None
-        self.finished = earlier is not None
-        if earlier:
-            print(f"{folder}: finished already")
-            self.record: dict[str, Any] = earlier
-            return
         for line in inert(cfg):
             print(f"warning: {line}")
         if device.type == "cuda":
@@ -107,6 +114,7 @@ class Run:
         self.distiller = build_distiller(cfg, weights, self.train_set.targets).to(device)
         self.optimizer = build_optimizer(cfg, self.distiller)
         if state:
+            check_history(state["history"], self._planned, folder)
             restore(state, folder, self.distiller, self.optimizer)
             self.history = state["history"]
         self.table, self.tabled = None, None
@@ -151,7 +159,7 @@ class Run:
             self.spent = state["spent"]
             print(f"{folder}: going on after {self._progress(self.meter.step)}")
         self.logits_teacher = self._predict(self.distiller.teacher) if weights else None
-        self.record = {
+        self.record: dict[str, Any] = {
             "name": folder.name,
             "status": "running",
             "seed": cfg.SOLVER.SEED,
@@ -242,7 +250,7 @@ class Run:
 
     def _epoch(self, epoch: int, progress: Progress) -> Generator[None, None, dict[str, float]]:
         solver = self.cfg.SOLVER
-        lr = learning_rate(epoch, solver.LR, solver.LR_DECAY_STAGES, solver.LR_DECAY_RATE)
+        planned = self._planned(epoch)
         start = time.perf_counter() - self.spent
         keys = self.train_set.draw(epoch_generator(solver.SEED, epoch))
         (index, view), sizes = self.world.divide(keys, solver.BATCH_SIZE)
@@ -260,7 +268,7 @@ class Run:
             hits["teacher_table_hits"] = 100 * (self.table.hits - before) / max(1, len(index))
         progress.open(epoch)
         drawn, rest = self._drawn(epoch), sizes[self.meter.step :]
-        for _ in self._steps(epoch, lr, index, view, answers, drawn, rest):
+        for _ in self._steps(epoch, planned["lr"], index, view, answers, drawn, rest):
             progress(self.meter)
             self.spent = time.perf_counter() - start
             self._stop_here()
@@ -274,8 +282,7 @@ class Run:
             raise RunError(f"after epoch {epoch}: {error}") from error
         return {
             "epoch": epoch,
-            "lr": lr,
-            **self.distiller.schedule(epoch),
+            **planned,
             **train_metrics,
             **{f"test_{key}": value for key, value in test_metrics.items()},
             **hits,
@@ -327,6 +334,12 @@ class Run:
             print(f"{self.cfg.DISTILLER.TYPE} runs without a CUDA graph: {reason}")
             self.distiller.settings = None
             return None
+
+    def _planned(self, epoch: int) -> dict[str, float]:
+        """The epoch's learning rate and what the method schedules."""
+        solver = self.cfg.SOLVER
+        lr = learning_rate(epoch, solver.LR, solver.LR_DECAY_STAGES, solver.LR_DECAY_RATE)
+        return {"lr": lr, **self.distiller.schedule(epoch)}
 
     def _drawn(self, epoch: int) -> Tensor | None:
         """The epoch's random numbers for each image, (N, draws); None for a method without."""
