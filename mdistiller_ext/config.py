@@ -91,8 +91,6 @@ def load_cfg(
         ConfigError: all faults at once, one a line.
     """
     over = as_pairs(options)
-    if not str(file):
-        raise ConfigError("--cfg: is empty, expected the name of a YAML file")
     tree = read_yaml(Path(file), f"--cfg {file}")
     if tree is None or tree == {}:
         raise ConfigError(f"--cfg {file}: sets nothing, expected sections of keys")

@@ -40,8 +40,9 @@ def beside(file: Path, name: str) -> Path:
 def _find(kind: str, name: str) -> Path:
     for place in (Path(), folder(kind).parent, folder(kind)):
         for file in (place / name, place / f"{name}.yaml"):
-            if file.exists():
+            if name and file.exists():
                 return file
     raise argparse.ArgumentTypeError(
-        f"{name}: No such file or directory, and not one that `mdistiller-ext configs` lists"
+        f"{name or repr(name)}: No such file or directory, "
+        "and not one that `mdistiller-ext configs` lists"
     )

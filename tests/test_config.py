@@ -211,11 +211,6 @@ def test_a_file_that_sets_nothing_is_refused(load, text):
     assert fault.endswith("c.yaml: sets nothing, expected sections of keys")
 
 
-def test_a_name_that_is_empty_is_refused():
-    with pytest.raises(ConfigError, match="--cfg: is empty, expected the name of a YAML file"):
-        load_cfg("")
-
-
 UNUSED = [
     ("DKD_LP", "DKD.BETA", "16.0", "; DKD_LP.BETA does"),
     ("DKD_LP", "DKD_EAT.STEP_EPOCHS", "3", "; DKD_LP.STEP_EPOCHS does"),

@@ -81,7 +81,7 @@ ERRORS = [
     (2, "eval", ["-m", "resnet8", "-bs", "9" * 30], ["--batch-size: 9", "below 1e+06"]),
     (2, "teacher_table", [*TEACHER[:2], "DKD.T", "0.0"], ["DKD.T: 0.0 is not allowed"]),
     (2, "train", ["--cfg", DIGITS, "DKD.T", "2.0"], ["DKD.T: does nothing with DISTILLER.TYPE NO"]),
-    (2, "train", ["--cfg", ""], ["--cfg: is empty"]),
+    (2, "train", ["--cfg", ""], ["argument --cfg: '': No such file"]),
     (2, "train", ["--cfg", "/dev/null"], ["--cfg /dev/null: sets nothing, expected sections"]),
     (2, "mdistiller_train", ["--cfg", DIGITS], ["MDISTILLER_ROOT: nowhere holds no"]),
     (2, "eval", ["-m", "vgg7"], ["--model: 'vgg7' is not allowed, expected one of resnet8, "]),
