@@ -142,16 +142,15 @@ def pairs_needed(claims: int, alpha: float = ALPHA) -> int:
 def power(difference: float, sd: float, pairs: int, claims: int = 1) -> float:
     """The probability that `sign_flip_p` finds a difference at the hardest of Holm's steps.
 
-    That is p <= ALPHA / claims, which a claim needs when no other one is found. For normal
-    differences: by a seeded simulation of the test up to EXACT pairs, of standard error 0.01;
-    above them by the noncentral t distribution, from which the test's power is within 0.01.
+    That is p <= ALPHA / claims, which a claim needs when no other one is found; with too few pairs
+    none is. For normal differences: by a seeded simulation of the test up to EXACT pairs, of
+    standard error 0.01; above them by the noncentral t distribution, which the test's power is
+    within 0.01 of.
 
     Args:
         difference: in the units of `sd`.
         sd: standard deviation of the paired differences, positive.
     """
-    if smallest_p(pairs, claims) > ALPHA:
-        return 0.0
     if pairs > EXACT:
         critical = stats.t.ppf(1 - ALPHA / (2 * claims), pairs - 1)
         shift = min(difference / sd * math.sqrt(pairs), 50.0)  # farther out scipy gives NaN
