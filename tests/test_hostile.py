@@ -518,7 +518,7 @@ HOSTILE = f"""<script>{RUN}</script><img src=x onerror="{RUN}">"><svg onload={RU
 HOSTILE += " [link](http://127.0.0.1/) `x` | \x1b[2J\n# heading"
 
 
-def test_what_records_say_is_shown_as_text(study, workdir, capsys):
+def test_what_records_say_is_shown_as_text(study, workdir):
     arms = {**test_study.TREE["arms"], rf"{HOSTILE[:40]} \input{{x}} & 5 %": {"cfg": "kd.yaml"}}
     built = study(arms=arms)
     test_study.stub_runs(built, dict.fromkeys(arms, 0.0))
@@ -533,11 +533,14 @@ def test_what_records_say_is_shown_as_text(study, workdir, capsys):
     stray = built.folder / "runs" / HOSTILE.replace("/", "").replace("\n", "")
     shutil.copytree(built.jobs[3].folder, stray)
     assert all(line.isprintable() for line in collect(built)[1])
-    text, folder = write_report(built)
-    assert "no picture of the teacher: /dev/zero: cannot be read: it is" in capsys.readouterr().out
+    shown, folder = write_report(built)
+    assert "no picture of the teacher: /dev/zero: cannot be read: it is" in shown
+    assert all(line.isprintable() for line in shown.splitlines()) and "\n# heading" not in shown
+    text = (folder / "report.md").read_text()
     assert text.count("RAN") > 10 and "\x1b" not in text and "\n# heading" not in text
     prose = "\n".join(line for line in text.splitlines() if not line.startswith("|"))
     assert not re.search(r"(?<!\\)[<\[`|]", prose)
+    assert not re.search(r"(?<!\\)(?:[<`]|\]\()", text)
     assert r"\input" not in (folder / "report.tex").read_text()
     page = (folder / "report.html").read_text()
     assert page.count("RAN") > 10 and not re.search("<(script|img src=x|svg)", page)

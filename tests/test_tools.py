@@ -1,9 +1,13 @@
 """The commands as a user runs them: their output, one line an error, and the exit status."""
 
+import argparse
 import json
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +21,7 @@ def test_train_then_eval(tool, workdir):
     command += ["SOLVER.EPOCHS", "2", "--device", "cpu"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "EPOCHS: 2" in output and "epoch   2/2  loss" in output
-    assert "selected on the test set" in output
+    assert "selected on the test set" in output and "% mean of the last 2, " in output
     record = Path(output.rsplit("record: ", 1)[1].strip())
     assert record == Path("output/digits/vanilla,digits,EPOCHS=2,seed0/record.json")
     expected = json.loads(record.read_text())["last_epoch_top1"]
@@ -202,6 +206,27 @@ def test_an_interrupt_while_it_is_imported_is_one_line(name, workdir):
 def test_help_of_bench(tool):
     text = tool("bench", "--help")[1]
     assert "python tools/bench.py" in text and "--debug" in text
+
+
+def test_the_rung_of_many_runs_is_called_their_sum(workdir, capsys):
+    """Each step of each run counts, so the rate is no run's own."""
+    tool = runpy.run_path(str(ROOT / "tools" / "bench.py"))
+    cls = tool["Bench"]
+    bench = cls.__new__(cls)
+    run = iter(int, 1)  # without end
+    bench.run = lambda cfg, amp: (None, run)
+    assert bench.exact(2)(10) == 10 and bench.exact(4)(10) == 12
+    first = SimpleNamespace(name="first", rate=lambda steps: 10.0, end=lambda: None)
+    fake = SimpleNamespace(first=lambda: ("first", first), engine=lambda table: 10.0)
+    fake.exact, fake.rate, fake.floor = lambda runs, amp="": 10.0 * runs, float, lambda: 100.0
+    tool["main"].__globals__["Bench"] = lambda *_: fake
+    args = dict.fromkeys(("batch", "steps", "rounds", "runs"), 2)
+    args |= dict.fromkeys(("grow", "json"), None) | {"device": "cpu"}
+    tool["main"](argparse.Namespace(**args, teacher="t", student="s", method="m"))
+    output = capsys.readouterr().out
+    assert re.search(r"\(g\) 2 runs at once, their sum +20 images/s +2\.00 x", output)
+    row = re.compile(r"\(g\) 2 runs at once, their sum \|")
+    assert row.search((ROOT / "docs" / "performance.md").read_text())
 
 
 def test_training_imports_nothing_that_only_others_need():

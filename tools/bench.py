@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
         "teacher table, warm": bench.engine(table="warm"),
         "every exact acceleration": bench.exact(1),
         "and bf16": bench.exact(1, "bf16"),
-        f"{args.runs} runs at once, per run": bench.exact(args.runs),
+        f"{args.runs} runs at once, their sum": bench.exact(args.runs),
     }
     print(
         f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, "

@@ -29,6 +29,7 @@ LAST_EPOCH = {
     "nll": "test_nll",
     "ece": "test_ece",
 }
+FIGURES = ["mean_last_10", "seconds", *LAST_EPOCH]  # beside the two accuracies
 
 
 def collect(
@@ -103,7 +104,11 @@ def conditions(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(study: Study, records: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """One row a run: student, arm, seed and its figures."""
+    """One row a run: student, arm, seed, its figures, and on what it was made.
+
+    `together` is how many runs its process trained at once: then the seconds are their group's.
+    `device_name` is None for a run that was continued on another kind of device.
+    """
     rows = []
     for job in study.jobs:
         if job.name not in records:
@@ -112,8 +117,13 @@ def table(study: Study, records: dict[str, dict[str, Any]]) -> pd.DataFrame:
         row: dict[str, Any] = {"student": job.student, "arm": job.arm, "seed": job.seed}
         row |= {name: record[key] for name, key in METRICS.items()}
         row |= {name: record["epochs"][-1].get(key) for name, key in LAST_EPOCH.items()}
+        if len(record["epochs"]) < 10:
+            row["mean_last_10"] = None
+        kinds = {session["device_name"] for session in record["environments"]}
+        row["device_name"] = kinds.pop() if len(kinds) == 1 else None
+        row["together"] = max(session.get("together", 1) for session in record["environments"])
         rows.append(row)
-    columns = ["student", "arm", "seed", *METRICS, *LAST_EPOCH]
+    columns = ["student", "arm", "seed", *METRICS, *LAST_EPOCH, "device_name", "together"]
     return pd.DataFrame(rows, columns=columns)
 
 
