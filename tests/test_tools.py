@@ -114,14 +114,6 @@ def test_debug_shows_the_traceback(tool):
     assert status == 2 and "Traceback" in stderr
 
 
-def test_a_second_run_in_one_folder_is_refused(tool):
-    words = ["--cfg", DIGITS, "SOLVER.EPOCHS", "1"]
-    assert tool("train", *words)[0] == 0
-    status, _, stderr = tool("train", *words)
-    assert status == 2 and "holds a run already" in stderr
-    assert tool("train", *words, "--resume")[0] == 0
-
-
 def test_an_interrupted_run_says_how_to_go_on(tool, workdir, monkeypatch):
     def interrupt(run):
         if run.history:
