@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_made(tool, workdir):
 
 
 def test_an_unexpected_error_is_one_line_too(tool, monkeypatch):
-    monkeypatch.setattr("mdistiller_ext.engine.run.get_dataset", lambda cfg: 1 / 0)
+    monkeypatch.setattr("mdistiller_ext.engine.shared.get_dataset", lambda cfg: 1 / 0)
     status, _, stderr = tool("train", "--cfg", DIGITS)
     expected = "error: unexpected ZeroDivisionError: division by zero (--debug shows where)"
     assert status == 1 and expected in stderr and "Traceback" not in stderr

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,20 +15,17 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ..config import NUM_CLASSES, source
-from ..data import ImageSet, get_dataset
-from ..distillers import Distiller
 from ..errors import ConfigError, RunError, Stopped
 from ..files import save
 from ..inert import inert, weak_teacher
 from ..seeding import epoch_generator, random_state, seed_everything
-from ..teacher import TabledTeacher, TeacherTable, Weights
+from ..teacher import TabledTeacher, Weights
 from ..toolkit.methods import toolkit_hash
 from .build import (
     CompiledStudent,
     build_autocast,
     build_distiller,
     build_optimizer,
-    build_table,
     takes_features,
 )
 from .environment import changes, environment
@@ -37,42 +35,8 @@ from .folder import LATEST, check_history, fitting, plain, restore, save_state
 from .graph import DeviceSteps
 from .loop import Meter, learning_rate, train_epoch
 from .record import method_facts, peak_memory, summary, write_record
-from .replicas import Replica, World
-from .stop import StopSignals
-
-
-class Common:
-    """What the runs of one process share: data on the device, teacher tables, being stopped."""
-
-    def __init__(
-        self,
-        device: torch.device,
-        stop: StopSignals,
-        world: World | None = None,
-        together: int = 1,
-    ) -> None:
-        self.device, self.stop, self.world = device, stop, world or World()
-        self.together = together  # how many runs they are
-        self.sets: dict[tuple[str, str], tuple[ImageSet, ImageSet]] = {}
-        self.tables: dict[tuple[str, ...], TeacherTable | None] = {}
-
-    def data(self, cfg: CfgNode) -> tuple[ImageSet, ImageSet]:
-        """(train, test), on the device."""
-        key = cfg.DATASET.TYPE, cfg.DATASET.ROOT
-        if key not in self.sets:
-            train_set, test_set = get_dataset(cfg)
-            self.sets[key] = train_set.to(self.device), test_set.to(self.device)
-        return self.sets[key]
-
-    def table(
-        self, cfg: CfgNode, distiller: Distiller, weights: Weights, data: ImageSet
-    ) -> TeacherTable | None:
-        node = cfg.DISTILLER
-        where = (cfg.DATASET.TYPE, cfg.DATASET.ROOT, node.TEACHER_TABLE_ROOT)
-        key = (weights.sha256, node.TEACHER, node.TEACHER_TABLE, node.TEACHER_TABLE_DTYPE, *where)
-        if key not in self.tables:
-            self.tables[key] = build_table(cfg, distiller, data)
-        return self.tables[key]
+from .replicas import Replica
+from .shared import Shared
 
 
 class Finished(NamedTuple):
@@ -95,21 +59,21 @@ class Run:
         self,
         cfg: CfgNode,
         folder: Path,
-        common: Common,
+        shared: Shared,
         weights: Weights | None,
         state: dict[str, Any] | None,
     ) -> None:
         self.cfg, self.folder, self.weights = cfg, folder, weights
-        self.alone = common.together == 1
-        self.device = device = common.device
-        self.common, self.stop, self.world = common, common.stop, common.world
+        self.alone = shared.together == 1
+        self.device = device = shared.device
+        self.shared, self.stop, self.world = shared, shared.stop, shared.world
         self.history: list[dict[str, float]] = []
         for line in inert(cfg):
             print(f"warning: {line}")
         if device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = cfg.SOLVER.TF32
             torch.backends.cudnn.benchmark = True  # the shapes are fixed
-        self.train_set, self.test_set = common.data(cfg)
+        self.train_set, self.test_set = shared.data(cfg)
         seed_everything(cfg.SOLVER.SEED)
         self.distiller = build_distiller(cfg, weights, self.train_set.targets).to(device)
         self.optimizer = build_optimizer(cfg, self.distiller)
@@ -125,7 +89,7 @@ class Run:
         if takes_logits and (device.type == "cpu" or tensor_cores):
             self.distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if weights and takes_logits and cfg.DISTILLER.TEACHER_TABLE != "off":
-            self.table = common.table(cfg, self.distiller, weights, self.train_set)
+            self.table = shared.table(cfg, self.distiller, weights, self.train_set)
             self.tabled = TabledTeacher(self.distiller.teacher) if self.table else None
         elif weights and cfg.DISTILLER.TEACHER_TABLE == "on":
             raise ConfigError(
@@ -158,7 +122,14 @@ class Run:
                 self.meter.load_state_dict(state["meter"], device)
             self.spent = state["spent"]
             print(f"{folder}: going on after {self._progress(self.meter.step)}")
-        self.logits_teacher = self._predict(self.distiller.teacher) if weights else None
+        self.logits_teacher = None
+        if weights:
+            evaluate = partial(self._predict, self.distiller.teacher)
+            self.logits_teacher = (
+                shared.teacher_logits(cfg, weights, evaluate)
+                if source(cfg.DISTILLER) == "ext"
+                else evaluate()  # a method of the toolkit may change its teacher
+            )
         self.record: dict[str, Any] = {
             "name": folder.name,
             "status": "running",
@@ -180,7 +151,7 @@ class Run:
             "first_epoch": len(self.history) + 1,
             **environment(self.device),
             "processes": self.world.size,
-            "together": self.common.together,
+            "together": self.shared.together,
             "cuda_graph": self.captured is not None,
             "toolkit": toolkit_hash() if source(self.cfg.DISTILLER) == "mdistiller" else None,
         }

@@ -17,7 +17,8 @@ from ..files import discard_parts, load, write_atomically, writing
 from ..teacher import Weights, fetch_weights, find_weights, load_weights
 from .folder import default_name, earlier_state, finished_before
 from .replicas import World
-from .run import Common, Finished, Run
+from .run import Finished, Run
+from .shared import Shared
 from .stop import StopSignals
 
 LOCK_WAIT = 10.0  # seconds: what holds a run's folder may just have been told to stop
@@ -47,7 +48,7 @@ def train(
     """
     with (
         StopSignals() as stop,
-        opened(cfg, name, Common(device, stop, world), resume=resume) as run,
+        opened(cfg, name, Shared(device, stop, world), resume=resume) as run,
     ):
         return run.go(), run.folder
 
@@ -72,13 +73,13 @@ def train_many(
     """
     results: dict[int, dict[str, Any] | Exception] = {}
     with ExitStack() as stack:
-        common = Common(device, stack.enter_context(StopSignals()), together=len(jobs))
+        shared = Shared(device, stack.enter_context(StopSignals()), together=len(jobs))
         live: dict[int, tuple[Generator[None, None, None], torch.cuda.Stream | None]] = {}
         for number, (cfg, name) in enumerate(jobs):
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None
             try:
                 with torch.cuda.stream(stream):
-                    job = opened(cfg, name, common, resume=resume)
+                    job = opened(cfg, name, shared, resume=resume)
                     run = stack.enter_context(job)
                 results[number] = run.record
                 live[number] = run.advance(), stream
@@ -106,9 +107,9 @@ def _close(live: dict[int, tuple[Generator[None, None, None], torch.cuda.Stream 
 
 
 @contextmanager
-def opened(cfg: CfgNode, name: str, common: Common, *, resume: bool) -> Iterator[Run | Finished]:
+def opened(cfg: CfgNode, name: str, shared: Shared, *, resume: bool) -> Iterator[Run | Finished]:
     """A run, new or as it was left, while its folder is locked."""
-    folder, world = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), common.world
+    folder, world = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), shared.world
     with ExitStack() as stack:
         state = record = None
         if world.first:
@@ -127,13 +128,13 @@ def opened(cfg: CfgNode, name: str, common: Common, *, resume: bool) -> Iterator
             yield Finished(record, folder)
             return
         weights = (
-            None if cfg.DISTILLER.TYPE == "NONE" else teacher_weights(cfg, common.device, world)
+            None if cfg.DISTILLER.TYPE == "NONE" else teacher_weights(cfg, shared.device, world)
         )
         if world.tell(state is not None) and not world.first:
             state = load(folder / "latest")
         if state and weights:
             _same_teacher(weights, state["teacher_sha256"], folder)
-        yield Run(cfg, folder, common, weights, state)
+        yield Run(cfg, folder, shared, weights, state)
 
 
 def _check_teacher(cfg: CfgNode, folder: Path, record: dict[str, Any]) -> None:
