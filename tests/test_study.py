@@ -13,9 +13,9 @@ from conftest import CPU, ROOT, untrained_teacher
 
 from mdistiller_ext.engine.folder import plain
 from mdistiller_ext.engine.record import summary, write_record
-from mdistiller_ext.errors import ConfigError
+from mdistiller_ext.errors import ConfigError, RunError
 from mdistiller_ext.study.analysis import analyse
-from mdistiller_ext.study.launch import processes, run_jobs
+from mdistiller_ext.study.launch import processes, progress, run_jobs
 from mdistiller_ext.study.plan import inert_arms, read_study
 from mdistiller_ext.study.records import check_conditions, collect, table
 
@@ -388,6 +388,19 @@ def test_a_study_runs_goes_on_and_survives_a_failure(study, workdir, capsys):
     assert len(weights) == 4
     run_jobs(built.jobs, partial(processes, device=CPU, count=1), together=3)
     assert times == [(job.folder / "record.json").stat().st_mtime_ns for job in done]
-    assert "6 runs: 4 finished already, 2 to go" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "6 runs: 4 finished already, 2 to go" in output
+    assert "resnet8,DKD,seed1: finished after epoch 1" in output
+    assert "resnet8,broken,seed0: failed after epoch 0" in output
+    listed = progress(built)
+    assert "resnet8, DKD: DKD, 2 of 2 runs finished, 2 of 2 epochs\n" in listed
+    assert "2 epochs left: 0.0 hours of one process at the pace so far" in listed
     records, left_out = collect(built)
     assert len(records) == 4 and len(left_out) == 2
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_before_anything_runs(study, workdir):
+    built = study(seeds=[0])
+    Path("out").write_text("a file")
+    with pytest.raises(RunError, match=r"out/stub/runs/resnet8,student_alone,seed0: cannot be"):
+        run_jobs(built.jobs, lambda groups: pytest.fail("it ran"))

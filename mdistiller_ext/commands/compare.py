@@ -2,10 +2,12 @@
 
     %(prog)s run STUDY.yaml [--jobs N] [--together K] [KEY VALUE ...]
     %(prog)s run STUDY.yaml --launcher ray [--address HOST:PORT] [--gpus 0.25]
+    %(prog)s list STUDY.yaml [KEY VALUE ...]
     %(prog)s report STUDY.yaml [--allow CONDITION] [KEY VALUE ...]
 
-Runs that are finished are never repeated; those that stopped go on. KEY VALUE pairs, as
-DATASET.ROOT, must be the same for both.
+Runs that are finished are never repeated; those that stopped go on. `list` says how far each arm
+is, and how long the rest takes at the pace so far. KEY VALUE pairs, as
+DATASET.ROOT, must be the same for all.
 """
 
 import argparse
@@ -25,7 +27,7 @@ OUTPUT = Path("output", "studies")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=["run", "report"])
+    parser.add_argument("action", choices=["run", "list", "report"])
     parser.add_argument("study", type=packaged.study, metavar="STUDY.yaml")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER")
     parser.add_argument("--jobs", type=int, help="processes at once (default: one a core, or 1)")
@@ -60,10 +62,13 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError(f"--gpus: {args.gpus:g} is not allowed, expected at least 0")
 
     from ..engine import pick_device
-    from ..study.launch import run_jobs
+    from ..study.launch import progress, run_jobs
     from ..study.plan import inert_arms, read_study
 
     study = read_study(args.study, args.output, args.opts)
+    if args.action == "list":
+        print(progress(study))
+        return
     if args.action == "report":
         try:
             from ..study.report import write_report
