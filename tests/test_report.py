@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pytest
-from test_study import EFFECTS, SESSION, TREE, edit, stub_runs, study  # noqa: F401
+from test_study import EFFECTS, SESSION, TEACHER, TREE, edit, stub_runs, study  # noqa: F401
 
 from mdistiller_ext.engine.record import read_record, summary
 from mdistiller_ext.errors import RunError
@@ -102,6 +102,18 @@ def test_a_report_of_nothing(study):  # noqa: F811
         f"{Path('out', 'stub')}: no finished run yet",
         *(f"resnet8, {arm}: 8 runs to go, seed 0 to 7" for arm in TREE["arms"]),
     ]
+
+
+def test_what_never_acts_is_said(stubs, write):
+    built = stubs()
+    for job in built.jobs:
+        if job.arm != "student alone":
+            edit(job, teacher={**TEACHER, "test_top1": 11.0})
+    text, folder = write(built)
+    warnings = json.loads((folder / "report.json").read_text())["warnings"]
+    assert "resnet8: DKD, EAT, LP: are the same run, for nothing that acts differs" in warnings
+    assert "the teacher resnet20 has 11.00 % top-1 on the test set, chance has 10 %" in warnings
+    assert all(line in text for line in warnings)
 
 
 def test_missing_runs_are_a_line_an_arm(stubs):

@@ -9,11 +9,12 @@ import pandas as pd
 
 from ..errors import RunError
 from ..files import write_atomically, writing
+from ..inert import weak_teacher
 from . import formats
 from .analysis import analyse
 from .formats import Report, drawn
 from .pictures import pictures
-from .plan import Study
+from .plan import Study, inert_arms
 from .records import check_conditions, collect, table
 from .tables import DIGITS, Records, condensed, counted, sections, settings
 
@@ -44,7 +45,7 @@ def write_report(study: Study, allowed: Iterable[str] = ()) -> tuple[str, Path]:
     report = Report(
         f"Study {study.name}",
         _intro(study, records),
-        findings.warnings,
+        [*findings.warnings, *inert_arms(study), *_weak_teachers(records)],
         sections(study, records, findings),
         left_out + missing,
         runs.assign(name=names),
@@ -58,6 +59,7 @@ def write_report(study: Study, allowed: Iterable[str] = ()) -> tuple[str, Path]:
         **about,
         "intro": report.intro,
         **plain,
+        "warnings": report.warnings,
         "settings": settings(study, findings).frame.to_dict("records"),
         "conditions": conditions,
         "left_out": report.left_out,
@@ -113,6 +115,15 @@ def _intro(study: Study, records: Records) -> list[str]:
         f"commit {of('git_commit', DIGITS)}, code {of('code', DIGITS)}; sha256 of the study file "
         f"{study.file_sha256[:DIGITS]}.",
     ]
+
+
+def _weak_teachers(records: Records) -> list[str]:
+    lines = [
+        weak_teacher(teacher["name"], teacher["test_top1"], record["config"]["DATASET"]["TYPE"])
+        for record in records.values()
+        if (teacher := record["teacher"])
+    ]
+    return list(filter(None, dict.fromkeys(lines)))
 
 
 def _flat(rows: list[dict[str, Any]]) -> str:
