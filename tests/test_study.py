@@ -313,8 +313,8 @@ def test_a_packed_study_goes_on_elsewhere(study, workdir, tool):
     assert (built.jobs[0].folder / "record.json").read_bytes() == before
     log = (built.jobs[1].folder / "log.txt").read_text()
     assert "going on after epoch 1 and step 3 of 9 of the next" in log
-    status, _, error = tool("pack", "pack", "nowhere", "p.tar.xz")
-    assert status == 1 and "nowhere: no records of a study in runs/" in error
+    status, _, error = tool("pack", "pack", ".", "p.tar.xz")
+    assert status == 1 and ".: no records of a study in runs/" in error
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no Chromium")
