@@ -15,23 +15,28 @@ from mdistiller_ext.engine.record import read_record
 from mdistiller_ext.errors import ConfigError
 
 CONFIG = ROOT / "configs" / "digits" / "dkd_eat_dat_lp.yaml"
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-# A run whose batch norms are apart, and one that the first process is told to stop in its first
-# epoch, and that goes on. The words are those of tools/train.py.
-OTHERS = """
-import os, signal, sys
+# In each of two processes: tools/train.py; a run whose batch norms are apart; one that the first
+# process is told to stop in its first epoch, and that goes on.
+RUNS = """
+import os, runpy, signal, sys
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.engine import World, pick_device, train
 from mdistiller_ext.engine.loop import Meter
-from mdistiller_ext.engine.record import read_record
 from mdistiller_ext.errors import Stopped
 
-config, *options = sys.argv[1:]
+tool, config, *options = sys.argv[1:]
+sys.argv = [tool, "--device", "cpu", "--cfg", config, *options]
+sys.argv += ["EXPERIMENT.NAME", "two", "SOLVER.SYNC_BN", "True"]
+try:
+    runpy.run_path(tool, run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0
+
 world, device, count = World.join(), pick_device("cpu"), Meter.count
 
 def run(name, synced, resume=False):
     cfg = load_cfg(config, [*options, "SOLVER.SYNC_BN", synced])
-    return train(cfg, name, device, world=world, resume=resume)
+    train(cfg, name, device, world=world, resume=resume)
 
 def counted(self, images):
     if world.first and (self.epoch, self.step) == (1, 4):
@@ -56,11 +61,13 @@ def test_two_processes_train_as_one_does_stop_together_and_go_on(workdir):
     options = ["SOLVER.EPOCHS", "2", "SOLVER.LR", "0.0001"]
     options += ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
     train(load_cfg(CONFIG, options), "one", CPU)
-    words = ["--device", "cpu", "--cfg", str(CONFIG), *options, "EXPERIMENT.NAME", "two"]
-    output = call(*TWO, str(ROOT / "tools" / "train.py"), *words, "SOLVER.SYNC_BN", "True")
-    assert output.count("epoch   2/2") == 1 and "processes: 2" in output
-    (workdir / "others.py").write_text(OTHERS)
-    output = call(*TWO, "others.py", str(CONFIG), *options)
+    Path("runs.py").write_text(RUNS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["runs.py", str(ROOT / "tools" / "train.py"), str(CONFIG), *options]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    by_tool, output = result.stdout.split("record: ")
+    assert by_tool.count("epoch   2/2") == 1 and "processes: 2" in by_tool
     assert output.count("parts: going on after epoch 1") == 2
     folders = {name: Path("output", "digits", name) for name in ("one", "two", "apart", "parts")}
     one, two, apart, parts = (read_record(f / "record.json")["epochs"] for f in folders.values())
@@ -81,12 +88,6 @@ def test_two_processes_train_as_one_does_stop_together_and_go_on(workdir):
     # The same bits: a sum of two terms has no order.
     assert untimed(two) == untimed(parts)
     assert all(torch.equal(value, third[key]) for key, value in second.items())
-
-
-def call(*command):
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
-    return result.stdout
 
 
 def untimed(epochs):
