@@ -21,6 +21,7 @@ from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import cifar100
 from mdistiller_ext.engine.loop import Meter
 from mdistiller_ext.errors import ConfigError, Stopped
+from mdistiller_ext.seeding import seed_everything
 from mdistiller_ext.teacher import load_into, load_weights
 from mdistiller_ext.toolkit.locate import find_toolkit
 
@@ -32,6 +33,18 @@ TIMES = {"seconds", "images_per_s", "teacher_table_hits"}
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # pytest in the background of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The processes of pytest-xdist, and those that they start, share the cores.
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+threads = max(1, (os.cpu_count() or 1) // workers)
+os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws does not depend on those before it."""
+    seed_everything(0)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """A study on a Ray cluster of two nodes of this machine."""
 
-import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, untrained_teacher, write_study
+from filelock import FileLock, Timeout
 
 from mdistiller_ext.study.launch import state
 from mdistiller_ext.study.plan import read_study
@@ -16,12 +18,32 @@ from mdistiller_ext.study.plan import read_study
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed")
 ours = pytest.importorskip("mdistiller_ext.study.cluster")
 
-OPTIONS = {"SOLVER.EPOCHS": 30, "DISTILLER.TEACHER_TABLE": "off"}
-TIME = 240.0  # seconds for the whole study
+HANGS = 600  # seconds
+# Stands in for wandb, which every run tells of its epochs: a run waits after its third one.
+WAITS = """
+import sys
+import time
+from pathlib import Path
+
+def init(**settings):
+    return sys.modules[__name__]
+
+def log(epoch, step):
+    while step == 3 and Path("hold").exists():
+        time.sleep(0.05)
+
+def finish():
+    pass
+"""
 
 
 @pytest.fixture
-def cluster():
+def cluster(workdir, monkeypatch):
+    """A node of one core, whose runs find that module."""
+    (workdir / "wandb.py").write_text(WAITS)
+    (workdir / "hold").touch()
+    path = [str(workdir), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
     handler = signal.getsignal(signal.SIGTERM)  # Ray puts its own in place
     nodes = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     yield nodes
@@ -30,7 +52,13 @@ def cluster():
 
 
 def two_seeds(options):
-    write_study(Path("two.yaml"), "vanilla", "dkd", **OPTIONS)
+    """Of the student alone, which is done before it would wait, and of DKD."""
+    settings = {"SOLVER.EPOCHS": 5, "DISTILLER.TEACHER_TABLE": "off", "LOG.WANDB": True}
+    write_study(Path("two.yaml"), "vanilla", "dkd", **settings)
+    tree = yaml.safe_load(Path("two.yaml").read_text())
+    short = {"cfg": "vanilla.yaml", "options": {"SOLVER.EPOCHS": 2}}
+    tree["arms"] = {"vanilla": short, "dkd": tree["arms"]["dkd"]}  # in the order of their start
+    Path("two.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     return read_study(Path("two.yaml"), Path("output", "studies"), options)
 
 
@@ -40,39 +68,50 @@ def run(address, *options):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def wait_until(condition, process):
+    end = time.monotonic() + HANGS
+    while not condition():
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()
+            pytest.fail(process.communicate()[0])
+        time.sleep(0.1)
+
+
+def is_free(job):
+    """No process works in its folder."""
+    try:
+        with FileLock(job.folder / "lock", timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
 def test_a_node_that_dies_costs_its_unfinished_runs_only(cluster, workdir):
     second = cluster.add_node(num_cpus=1)
     teacher = ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
-    study = two_seeds(teacher)
-    process, end = run(cluster.address, *teacher), time.monotonic() + TIME
-
-    while True:
-        assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
-        states = [state(job) for job in study.jobs]
-        finished = [n for n, (status, _) in enumerate(states) if status == "finished"]
-        if finished and sum(1 < epochs < 15 for _, epochs in states) == 2:
-            break
-        time.sleep(0.1)
-    before = {n: (study.jobs[n].folder / "record.json").read_bytes() for n in finished}
+    jobs = two_seeds(teacher).jobs
+    process = run(cluster.address, *teacher)
+    at_three = [("finished", 2), ("finished", 2), ("running", 3), ("running", 3)]
+    wait_until(lambda: [state(job) for job in jobs] == at_three, process)
+    before = [(job.folder / "record.json").read_bytes() for job in jobs[:2]]
     cluster.remove_node(second, allow_graceful=False)
-    output, _ = process.communicate(timeout=TIME)
+    wait_until(lambda: any(is_free(job) for job in jobs[2:]), process)
+    Path("hold").unlink()
+    output, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 0, output
     assert "all runs are finished" in output
-    gone_on = 0
-    for n, job in enumerate(study.jobs):
-        content = (job.folder / "record.json").read_bytes()
-        assert content == before.get(n, content)  # a finished run is left alone
-        record = json.loads(content)
-        assert record["status"] == "finished" and len(record["epochs"]) == 30
-        gone_on += "going on after epoch" in (job.folder / "log.txt").read_text()
-    assert gone_on == 1
+    assert [state(job) for job in jobs] == [("finished", 2)] * 2 + [("finished", 5)] * 2
+    # A finished run is left alone, and of the others that of the node goes on elsewhere.
+    assert before == [(job.folder / "record.json").read_bytes() for job in jobs[:2]]
+    logs = [(job.folder / "log.txt").read_text() for job in jobs]
+    assert sum("going on after epoch 3\n" in log for log in logs) == 1
 
 
 def test_records_come_home_from_a_node_with_a_disk_of_its_own(workdir, monkeypatch):
     teacher = ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
     job = two_seeds(teacher).jobs[0]
     job.cfg.defrost()
-    job.cfg.SOLVER.EPOCHS = 1
+    job.cfg.SOLVER.EPOCHS, job.cfg.LOG.WANDB = 1, False
     files = ours.on_node([job], "cpu", str(workdir / "elsewhere"))
     monkeypatch.chdir(workdir)
     assert state(job) == ("new", 0)
@@ -84,4 +123,4 @@ def test_records_come_home_from_a_node_with_a_disk_of_its_own(workdir, monkeypat
 def test_no_cluster(workdir):
     two_seeds([])
     process = run("127.0.0.1:1")
-    assert "no Ray cluster" in process.communicate(timeout=TIME)[0] and process.returncode == 1
+    assert "no Ray cluster" in process.communicate(timeout=HANGS)[0] and process.returncode == 1

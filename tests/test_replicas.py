@@ -1,8 +1,8 @@
 """One run by several processes: the run of one process, to rounding."""
 
-import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,27 +12,34 @@ from conftest import CPU, ROOT, TIMES, signal_at, untrained_teacher, weights
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.engine import World, run, train
 from mdistiller_ext.engine.loop import Meter
+from mdistiller_ext.engine.record import read_record
 from mdistiller_ext.engine.replicas import SyncedBatchNorm2d
 from mdistiller_ext.errors import ConfigError
 
 CONFIG = ROOT / "configs" / "digits" / "dkd_eat_dat_lp.yaml"
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-# A run whose batch norms are apart, and one that the first process is told to stop in its first
-# epoch, and that goes on. The words are those of tools/train.py.
-OTHERS = """
-import os, signal, sys
+# In each of two processes: tools/train.py; a run whose batch norms are apart; one that the first
+# process is told to stop in its first epoch, and that goes on.
+RUNS = """
+import os, runpy, signal, sys
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.engine import World, pick_device, train
 from mdistiller_ext.engine.loop import Meter
 from mdistiller_ext.errors import Stopped
 
-config, *options = sys.argv[1:]
+tool, config, *options = sys.argv[1:]
+sys.argv = [tool, "--device", "cpu", "--cfg", config, *options]
+sys.argv += ["EXPERIMENT.NAME", "two", "SOLVER.SYNC_BN", "True"]
+try:
+    runpy.run_path(tool, run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0
+
 device, count = pick_device("cpu"), Meter.count
 world = World.join(device)
 
 def run(name, synced, resume=False):
     cfg = load_cfg(config, [*options, "SOLVER.SYNC_BN", synced])
-    return train(cfg, name, device, world=world, resume=resume)
+    train(cfg, name, device, world=world, resume=resume)
 
 def counted(self, images):
     if world.first and (self.epoch, self.step) == (1, 4):
@@ -49,63 +56,45 @@ except Stopped:
 """
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """The epochs and the weights of a run by one process and of three by two, and what one said.
+def test_two_processes_train_as_one_does_stop_together_and_go_on(workdir):
+    """With DAT's ranking, the last smaller batch, and batch norm over the whole batch, or apart.
 
     At a small learning rate: rounding grows with each step, as in any two runs.
     """
-    home = tmp_path_factory.mktemp("replicas")
     options = ["SOLVER.EPOCHS", "2", "SOLVER.LR", "0.0001"]
-    options += ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(home))]
-    folder = home / "output" / "digits"
-    train(load_cfg(CONFIG, [*options, "LOG.PREFIX", str(home / "output")]), "one", CPU)
-    (home / "others.py").write_text(OTHERS)
+    options += ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
+    train(load_cfg(CONFIG, options), "one", CPU)
+    Path("runs.py").write_text(RUNS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["runs.py", str(ROOT / "tools" / "train.py"), str(CONFIG), *options]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    by_tool, output = result.stdout.split("record: ")
+    assert by_tool.count("epoch   2/2") == 1 and "processes: 2" in by_tool
+    assert output.count("parts: going on after epoch 1") == 2
+    folders = {name: Path("output", "digits", name) for name in ("one", "two", "apart", "parts")}
+    one, two, apart, parts = (read_record(f / "record.json")["epochs"] for f in folders.values())
 
-    def call(*command):
-        result = subprocess.run(command, cwd=home, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr[-2000:]
-        return result.stdout
-
-    words = ["--device", "cpu", "--cfg", str(CONFIG), *options, "EXPERIMENT.NAME", "two"]
-    said = call(*TWO, str(ROOT / "tools" / "train.py"), *words, "SOLVER.SYNC_BN", "True")
-    others = call(*TWO, "others.py", str(CONFIG), *options)
-    assert others.count("parts: going on after epoch 1") == 2
-    epochs = {
-        name: json.loads((folder / name / "record.json").read_text())["epochs"]
-        for name in ("one", "two", "apart", "parts")
-    }
-    return epochs, {name: weights(folder / name) for name in epochs}, said
-
-
-def test_two_processes_train_as_one_does(runs):
-    """With DAT's ranking, the last smaller batch, and batch norm over the whole batch."""
-    epochs, states, said = runs
-    assert said.count("epoch   2/2") == 1 and "processes: 2" in said
-    for before, after in zip(epochs["one"], epochs["two"], strict=True):
+    for before, after in zip(one, two, strict=True):
         for key in ("loss", "loss_ce", "loss_kd", "train_top1", "test_nll"):
             assert after[key] == pytest.approx(before[key], rel=5e-6), key
         for key in ("lr", "temperature", "pruned_ratio", "dat_raised", "dat_lowered"):
             assert after[key] == before[key]
-    assert epochs["two"][0]["dat_raised"] > 0
-    assert states["one"].keys() == states["two"].keys()
-    for key, value in states["one"].items():
-        torch.testing.assert_close(states["two"][key], value, rtol=1e-3, atol=1e-5)
+    assert two[0]["dat_raised"] > 0
+    first, second, third = (weights(folders[name]) for name in ("one", "two", "parts"))
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-5)
+
+    assert two[0]["loss"] != pytest.approx(apart[0]["loss"], rel=1e-4)
+
+    # The same bits: a sum of two terms has no order.
+    assert untimed(two) == untimed(parts)
+    assert all(torch.equal(value, third[key]) for key, value in second.items())
 
 
-def test_without_synchronised_batch_norm_it_is_another_run(runs):
-    synced, apart = (runs[0][name][0]["loss"] for name in ("two", "apart"))
-    assert synced != pytest.approx(apart, rel=1e-4)
-
-
-def test_two_processes_stop_together_and_go_on(runs):
-    """To the same bits: a sum of two terms has no order."""
-    epochs, states, _ = runs
-    for before, after in zip(epochs["two"], epochs["parts"], strict=True):
-        assert {k: v for k, v in after.items() if k not in TIMES} == {
-            k: v for k, v in before.items() if k not in TIMES
-        }
-    assert all(torch.equal(value, states["parts"][key]) for key, value in states["two"].items())
+def untimed(epochs):
+    return [{k: v for k, v in epoch.items() if k not in TIMES} for epoch in epochs]
 
 
 def test_each_image_is_in_one_process_and_batches_keep_their_order():

@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_killed_runs_end_as_undisturbed_ones(workdir):
     script = Path(__file__).with_name("stress.py")
     command = [sys.executable, script, "--kills", "6", "--folder", workdir / "runs"]
