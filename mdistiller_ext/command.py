@@ -5,6 +5,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
@@ -43,6 +44,9 @@ def run_tool(
     and bad arguments need none of it, and Ctrl-C ends it like the rest.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # one that is closed, or another's
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     parser.set_defaults(prog=parser.prog)
     args = parser.parse_intermixed_args(words)
     status, message = 0, ""

@@ -1,5 +1,6 @@
 """The configuration: defaults, types, allowed values, and reading it from YAML and options."""
 
+import os
 import warnings
 from ast import literal_eval
 from collections import Counter
@@ -20,6 +21,9 @@ from .rules import Rule, rule_of, rules_beside
 from .toolkit.methods import toolkit_node
 from .yaml_file import read_yaml
 
+# Paths in which ~ and $VARIABLES are what a shell makes of them.
+HOMES = [("LOG", "PREFIX"), ("DATASET", "ROOT")]
+HOMES += [("DISTILLER", key) for key in ("TEACHER_CKPT", "TEACHER_CFG", "TEACHER_TABLE_ROOT")]
 NUM_CLASSES = {name: facts.classes for name, facts in FACTS.items()}
 SECTIONS = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG")  # what all methods share
 
@@ -108,6 +112,8 @@ def load_cfg(
         faults |= _unused(values, cfg)
     if faults:
         raise ConfigError("\n".join(faults.values()))
+    for section, key in HOMES:
+        cfg[section][key] = os.path.expandvars(os.path.expanduser(cfg[section][key]))
     if cfg.DISTILLER.TEACHER_CFG:
         cfg.DISTILLER.TEACHER_CFG = str(Path(file).parent / cfg.DISTILLER.TEACHER_CFG)
     cfg.freeze()

@@ -1,6 +1,7 @@
 """Reading configs: what loads, and how each fault is named."""
 
 import pytest
+from conftest import ROOT
 
 from mdistiller_ext import get_cfg
 from mdistiller_ext.config import check, leaves, load_cfg
@@ -259,3 +260,12 @@ def test_what_several_configs_share_is_passed_over_where_it_does_nothing(load, t
 def test_missing_file():
     with pytest.raises(ConfigError, match=r"--cfg nowhere\.yaml: No such file"):
         load_cfg("nowhere.yaml")
+
+
+def test_home_is_what_a_shell_makes_of_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = ["LOG.PREFIX", "~/out", "DATASET.ROOT", "$HOME/data"]
+    cfg = load_cfg(ROOT / "configs" / "digits" / "dkd.yaml", options)
+    assert (f"{tmp_path}/out", f"{tmp_path}/data") == (cfg.LOG.PREFIX, cfg.DATASET.ROOT)
+    with pytest.raises(ConfigError, match=r"DATASET\.ROOT: 'https://x.y/z' .* and no URL"):
+        load_cfg(ROOT / "configs" / "digits" / "dkd.yaml", ["DATASET.ROOT", "https://x.y/z"])

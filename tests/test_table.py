@@ -294,3 +294,13 @@ def test_folding_leaves_the_network_alone():
         ):
             torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_where_no_table_can_be_auto_goes_on_without(digits_cfg, workdir, monkeypatch, capsys):
+    (workdir / "cache").write_text("a file")
+    monkeypatch.setenv("MDISTILLER_EXT_CACHE", str(workdir / "cache"))
+    record, _ = train(digits_cfg("dkd", "SOLVER.EPOCHS", "1"), "auto", CPU)
+    assert record["status"] == "finished" and record["teacher_table"] is None
+    assert "cache/" in capsys.readouterr().out
+    with pytest.raises(RunError, match=r"name another folder with DISTILLER\.TEACHER_TABLE_ROOT"):
+        train(digits_cfg("dkd", "DISTILLER.TEACHER_TABLE", "on"), "on", CPU)

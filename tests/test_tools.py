@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -228,3 +230,12 @@ def test_training_imports_nothing_that_only_others_need():
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     heavy = {"torch._dynamo", "torchvision", "torchmetrics", "sklearn", "scipy", "pandas"}
     assert "torch" in found and not heavy & set(found)
+
+
+def test_closed_and_narrow_streams_cost_no_run(workdir):
+    words = [sys.executable, str(ROOT / "tools" / "train.py"), "--cfg", DIGITS, "--device", "cpu"]
+    words += ["SOLVER.EPOCHS", "1", "EXPERIMENT.TAG", "\ud55c\uae00"]
+    command = f"{shlex.join(words)} 2>&-"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0 and "\\ud55c" in result.stdout

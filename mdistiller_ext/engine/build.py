@@ -17,7 +17,7 @@ from ..data import ImageSet
 from ..distillers import Distiller, distiller_dict
 from ..errors import ConfigError
 from ..models import cifar_model_dict
-from ..teacher import TeacherTable, Weights, default_root, features_taken, load_into
+from ..teacher import TeacherTable, Unwritable, Weights, default_root, features_taken, load_into
 from ..toolkit.methods import build_toolkit_distiller
 
 
@@ -98,13 +98,19 @@ class CompiledStudent:
 
 
 def build_table(cfg: CfgNode, distiller: Distiller, data: ImageSet) -> TeacherTable | None:
-    """The teacher table of a method that takes only logits; None where there is no room for it.
+    """The teacher table of a method that takes only logits; None where there is no place for it.
 
     Raises:
         RunError: the table's files are damaged.
     """
     root = Path(cfg.DISTILLER.TEACHER_TABLE_ROOT or default_root())
-    table = TeacherTable(root, distiller.teacher, data, cfg.DISTILLER.TEACHER_TABLE_DTYPE)
+    try:
+        table = TeacherTable(root, distiller.teacher, data, cfg.DISTILLER.TEACHER_TABLE_DTYPE)
+    except Unwritable as error:
+        if cfg.DISTILLER.TEACHER_TABLE == "on":
+            raise
+        print(f"{error}: it is not used")
+        return None
     filled, free = table.filled, shutil.disk_usage(table.folder).free
     text = f"{filled:,} of {table.rows:,} views, {table.nbytes / 1e6:,.1f} MB when full"
     if cfg.DISTILLER.TEACHER_TABLE == "auto" and free < (1 - filled / table.rows) * table.nbytes:

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections import deque
@@ -20,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from ..engine import StopSignals, pick_device, train, train_many
+from ..engine.events import watched
 from ..engine.folder import differences, plain
 from ..engine.record import printable, read_record
 from ..errors import ConfigError, RunError, Stopped
@@ -63,7 +63,7 @@ def run_jobs(jobs: Sequence[Job], launcher: Launcher, together: int = 1) -> dict
     before = sum(trained for _, trained in states.values())
     # `initial` is left out of the time that tqdm foresees: it was not trained now.
     with tqdm(
-        total=epochs, initial=before, desc="study", unit=" epochs", disable=not sys.stderr.isatty()
+        total=epochs, initial=before, desc="study", unit=" epochs", disable=not watched()
     ) as bar:
         for _ in launcher(groups):
             now = {job.name: state(job) for job in left}

@@ -32,6 +32,10 @@ TOLERANCE = {"float32": 1e-3, "float16": 1e-2}  # relative to a sample's largest
 Progress = Callable[[int], Any]  # called with a number of entries that are ready
 
 
+class Unwritable(RunError):
+    """There is no place for a table."""
+
+
 class TeacherTable:
     """Logits by (index, view), kept in a folder under `root` and computed where they are missing.
 
@@ -54,6 +58,7 @@ class TeacherTable:
             data: the training set; entries are computed on its device.
 
         Raises:
+            Unwritable: its folder cannot be made.
             RunError: the files are damaged, or a sample of the entries is not what the network
                 answers.
         """
@@ -88,7 +93,7 @@ class TeacherTable:
             self._create(text.encode())
             writable = [file.open() for file in self._files]
         except OSError as error:
-            raise RunError(
+            raise Unwritable(
                 f"teacher table {self.folder}: {error.strerror or error}; name another folder "
                 f"with DISTILLER.TEACHER_TABLE_ROOT, or set DISTILLER.TEACHER_TABLE off"
             ) from error
@@ -302,7 +307,7 @@ def default_root() -> Path:
     """The cache folder: MDISTILLER_EXT_CACHE, or mdistiller_ext in the user's cache folder."""
     own = os.environ.get("MDISTILLER_EXT_CACHE")
     users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(own) if own else Path(users) / "mdistiller_ext" / "teacher_tables"
+    return Path(own).expanduser() if own else Path(users) / "mdistiller_ext" / "teacher_tables"
 
 
 def _checksum(rows: np.ndarray, position: np.ndarray) -> np.ndarray:
