@@ -13,6 +13,7 @@ from conftest import ROOT
 import mdistiller_ext
 from mdistiller_ext import packaged
 from mdistiller_ext.__main__ import COMMANDS
+from mdistiller_ext.commands.configs import key_table
 from mdistiller_ext.study.plan import read_study
 
 
@@ -104,3 +105,8 @@ def test_a_study_that_was_copied_elsewhere_finds_the_packaged_configs(workdir):
     for one, other in zip(here, there, strict=True):
         first, second = (Path(cfg.DISTILLER.TEACHER_CFG).resolve() for cfg in (one, other))
         assert first == second
+
+
+def test_the_reference_of_keys_is_that_of_the_code():
+    """python -m mdistiller_ext configs --keys > the table of docs/config_keys.md."""
+    assert (ROOT / "docs" / "config_keys.md").read_text().endswith(f"\n\n{key_table()}\n")

@@ -1,8 +1,9 @@
 """List the packaged configs and studies, or copy one out to edit it.
 
-%(prog)s
-%(prog)s digits/dkd_lp my_dkd_lp.yaml
-%(prog)s studies/digits my_study.yaml
+    %(prog)s
+    %(prog)s digits/dkd_lp my_dkd_lp.yaml
+    %(prog)s studies/digits my_study.yaml
+    %(prog)s --keys                  # every key, with its default and what it may be
 """
 
 import argparse
@@ -16,9 +17,13 @@ from ..errors import ConfigError
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="without .yaml")
     parser.add_argument("copy", nargs="?", type=Path, help="a file that is not there yet")
+    parser.add_argument("--keys", action="store_true", help="a Markdown table of all config keys")
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.keys:
+        print(key_table())
+        return
     names = packaged.names()
     if args.name is None:
         print("\n".join(names))
@@ -34,3 +39,14 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError(f"{args.copy}: is there already")
     shutil.copyfile(file, args.copy)
     print(f"{args.copy}: a copy of {file.name}")
+
+
+def key_table() -> str:
+    """Every key that a config may have, as Markdown."""
+    from ..config import get_cfg, leaves
+    from ..rules import rule_of
+
+    rows = ["| key | default | allowed |", "|---|---|---|"]
+    for key, value in leaves(get_cfg()):
+        rows.append(f"| `{key}` | `{value!r}` | {rule_of(key)[1]} |")
+    return "\n".join(rows)
