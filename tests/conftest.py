@@ -7,6 +7,7 @@ import runpy
 import signal
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from tensorboardX.proto import event_pb2
 
 from mdistiller_ext import cifar_model_dict, register
 from mdistiller_ext.config import load_cfg
-from mdistiller_ext.data import cifar100
+from mdistiller_ext.data import ImageSet, cifar100
 from mdistiller_ext.engine.loop import Meter
 from mdistiller_ext.errors import ConfigError, Stopped
 from mdistiller_ext.seeding import seed_everything
@@ -150,13 +151,17 @@ def toolkit(monkeypatch) -> Path:
     return root
 
 
-def networks(shared, student="resnet8"):
-    """A seeded student and the real ResNet-56."""
+def networks(shared, teacher="resnet56"):
+    """A seeded ResNet-8 and a real teacher."""
     torch.manual_seed(0)
-    net = cifar_model_dict[student][0](num_classes=100)
-    teacher = cifar_model_dict["resnet56"][0](num_classes=100)
-    load_into(teacher, load_weights(shared / "teachers" / "cifar100_resnet56.pth"), "resnet56")
-    return net, teacher
+    student, net = (cifar_model_dict[name][0](num_classes=100) for name in ("resnet8", teacher))
+    load_into(net, load_weights(shared / "teachers" / f"cifar100_{teacher}.pth"), teacher)
+    return student, net
+
+
+def first(data: ImageSet, count: int) -> ImageSet:
+    """The first images of a data set."""
+    return replace(data, padded=data.padded[:count], targets=data.targets[:count])
 
 
 def batches(shared, count, size=64):

@@ -24,11 +24,10 @@ from typing import Any
 
 import torch
 import yaml
-from conftest import CPU, ROOT, TIMES, untrained_teacher
+from conftest import CPU, ROOT, TIMES, first, untrained_teacher
 
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import digits
-from mdistiller_ext.data.views import ImageSet
 from mdistiller_ext.engine import StopSignals, pick_device
 from mdistiller_ext.engine.shared import Shared
 from mdistiller_ext.engine.training import opened
@@ -117,7 +116,7 @@ def long_run(epochs: int, folder: Path) -> tuple[list[dict[str, int]], list[floa
     options += ["DISTILLER.TEACHER_TABLE_ROOT", str(folder / "table")]
     cfg = load_cfg(CONFIGS / "dkd_eat_dat_lp.yaml", options)
     shared = Shared(CPU, StopSignals())
-    train, test = (few(images) for images in digits.load())
+    train, test = (first(images, FEW) for images in digits.load())
     shared.sets[cfg.DATASET.TYPE, cfg.DATASET.ROOT] = train, test
     held, clock = [], []
     with ExitStack() as stack:
@@ -171,11 +170,6 @@ def growth(held: list[dict[str, int]], epochs: int) -> dict[str, float]:
         / epochs
         for name in ALLOWED
     }
-
-
-def few(images: ImageSet) -> ImageSet:
-    parts = images.padded[:FEW], images.targets[:FEW]
-    return ImageSet(*parts, images.mean, images.std, images.padding, images.flips)
 
 
 def resident() -> int:

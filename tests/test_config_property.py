@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, first
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -212,12 +212,6 @@ def place(tmp_path_factory):
         patch.setitem(sys.modules, "wandb", None)
         patch.setenv("MDISTILLER_EXT_CACHE", str(home / "cache"))
         yield home, trained, patch
-
-
-def first(data: ImageSet, count: int) -> ImageSet:
-    return ImageSet(
-        data.padded[:count], data.targets[:count], data.mean, data.std, data.padding, data.flips
-    )
 
 
 @cache

@@ -1,9 +1,8 @@
 """The networks: keys, outputs, and real weights with their known accuracies."""
 
-from dataclasses import replace
-
 import pytest
 import torch
+from conftest import first
 
 from mdistiller_ext import cifar_model_dict
 from mdistiller_ext.data import cifar100
@@ -54,5 +53,5 @@ def test_real_teachers_are_right_as_often_as_is_known(shared, name, right):
     model = cifar_model_dict[name][0](num_classes=100)
     load_into(model, load_weights(shared / "teachers" / f"cifar100_{name}.pth"), name)
     _, test = cifar100.load(shared)
-    few = replace(test, padded=test.padded[:1000], targets=test.targets[:1000])
+    few = first(test, 1000)
     assert (predict(model, few, 250).argmax(dim=1) == few.targets).sum() == right
