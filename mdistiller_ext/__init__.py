@@ -4,18 +4,46 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import get_cfg
+    from .config import get_cfg, load_cfg
     from .distillers import distiller_dict
+    from .engine import train
+    from .losses import dkd_loss, kl_divergence
     from .models import cifar_model_dict
+    from .pruning import epoch_ratio, pruned_count, pruning_mask
+    from .temperature import epoch_temperature, sample_temperature
     from .toolkit.registration import register
 
+__version__ = "0.1.0"
 _HOMES = {
     "cifar_model_dict": ".models",
     "distiller_dict": ".distillers",
+    "dkd_loss": ".losses",
+    "epoch_ratio": ".pruning",
+    "epoch_temperature": ".temperature",
     "get_cfg": ".config",
+    "kl_divergence": ".losses",
+    "load_cfg": ".config",
+    "pruned_count": ".pruning",
+    "pruning_mask": ".pruning",
     "register": ".toolkit.registration",
+    "sample_temperature": ".temperature",
+    "train": ".engine",
 }
-__all__ = ["cifar_model_dict", "distiller_dict", "get_cfg", "register"]
+__all__ = [
+    "cifar_model_dict",
+    "distiller_dict",
+    "dkd_loss",
+    "epoch_ratio",
+    "epoch_temperature",
+    "get_cfg",
+    "kl_divergence",
+    "load_cfg",
+    "pruned_count",
+    "pruning_mask",
+    "register",
+    "sample_temperature",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,9 @@ import argparse
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,8 +22,20 @@ def existing(path: str) -> Path:
     return Path(path)
 
 
+def run(name: str, prog: str, words: Sequence[str] | None = None) -> NoReturn:
+    """Run a module of `commands`; `words` are sys.argv's where none are given."""
+    module = import_module(f".commands.{name}", __package__)
+    parser = argparse.ArgumentParser(
+        prog, description=module.__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    module.arguments(parser)
+    run_tool(module.main, parser, words)
+
+
 def run_tool(
-    main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser
+    main: Callable[[argparse.Namespace], None],
+    parser: argparse.ArgumentParser,
+    words: Sequence[str] | None = None,
 ) -> NoReturn:
     """Parse the arguments, run `main`, exit.
 
@@ -30,7 +44,11 @@ def run_tool(
     and bad arguments need none of it, and Ctrl-C ends it like the rest.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_intermixed_args()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # one that is closed, or another's
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    parser.set_defaults(prog=parser.prog)
+    args = parser.parse_intermixed_args(words)
     status, message = 0, ""
     try:
         main(args)
@@ -43,6 +61,7 @@ def run_tool(
             message = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
         if args.debug:
             traceback.print_exc()
+    name = parser.prog.rpartition("/")[2]
     for line in message.splitlines():
-        print(f"{parser.prog}: error: {line}", file=sys.stderr)
+        print(f"{name}: error: {line}", file=sys.stderr)
     sys.exit(status)

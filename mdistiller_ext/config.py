@@ -1,5 +1,6 @@
 """The configuration: defaults, types, allowed values, and reading it from YAML and options."""
 
+import os
 import warnings
 from ast import literal_eval
 from collections import Counter
@@ -20,7 +21,11 @@ from .rules import Rule, rule_of, rules_beside
 from .toolkit.methods import toolkit_node
 from .yaml_file import read_yaml
 
+# Paths in which ~ and $VARIABLES are what a shell makes of them.
+HOMES = [("LOG", "PREFIX"), ("DATASET", "ROOT")]
+HOMES += [("DISTILLER", key) for key in ("TEACHER_CKPT", "TEACHER_CFG", "TEACHER_TABLE_ROOT")]
 NUM_CLASSES = {name: facts.classes for name, facts in FACTS.items()}
+SECTIONS = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG")  # what all methods share
 
 
 def get_cfg() -> CN:
@@ -28,7 +33,7 @@ def get_cfg() -> CN:
 
     What differs from the toolkit: LOG.WANDB is off. Keys of this project alone: DATASET.ROOT,
     DISTILLER.TEACHER_CKPT, .TEACHER_CFG, .TEACHER_TABLE, .TEACHER_TABLE_DTYPE,
-    .TEACHER_TABLE_ROOT, .SOURCE and .FIX_UPSTREAM, SOLVER.SEED, .AMP, .COMPILE, .SYNC_BN and
+    .TEACHER_TABLE_ROOT, .SOURCE and .FIX_UPSTREAM, SOLVER.SEED, .AMP, .TF32, .COMPILE, .SYNC_BN and
     .CUDA_GRAPH, and the nodes of its methods. DATASET.NUM_WORKERS and LOG.TENSORBOARD_FREQ are
     accepted and have no effect. The nodes of the toolkit's other methods are added by `load_cfg`
     where they are asked for.
@@ -53,6 +58,7 @@ def get_cfg() -> CN:
     cfg.SOLVER.MOMENTUM = 0.9
     cfg.SOLVER.SEED = 0
     cfg.SOLVER.AMP = "none"
+    cfg.SOLVER.TF32 = False  # on a GPU: convolutions of float32 on tensor cores, as the toolkit's
     cfg.SOLVER.COMPILE = False  # torch.compile for the student, of methods without features
     cfg.SOLVER.SYNC_BN = False  # on several devices: batch norm over the whole batch
     cfg.SOLVER.CUDA_GRAPH = True  # on a GPU, where the method allows it
@@ -73,28 +79,41 @@ def get_cfg() -> CN:
     return cfg
 
 
-def load_cfg(file: str | Path, options: Sequence[Any] = ()) -> CN:
+def load_cfg(
+    file: str | Path, options: Sequence[Any] = (), shared: Mapping[str, Any] = MappingProxyType({})
+) -> CN:
     """A checked, frozen config: the defaults, then a YAML file, then `KEY VALUE` pairs.
 
     Of pairs with the same key the last one counts. DISTILLER.TEACHER_CFG is relative to the YAML
     file's folder.
+
+    Args:
+        shared: what several configs are given, between the file and the options. Keys of methods
+            that are not this config's are passed over; in the file or the options they are faults.
 
     Raises:
         ConfigError: all faults at once, one a line.
     """
     over = as_pairs(options)
     tree = read_yaml(Path(file), f"--cfg {file}")
-    if not isinstance(tree, dict | None):
+    if tree is None or tree == {}:
+        raise ConfigError(f"--cfg {file}: sets nothing, expected sections of keys")
+    if not isinstance(tree, dict):
         raise ConfigError(f"--cfg {file}: found a {type(tree).__name__}, expected sections of keys")
-    pairs = list(leaves(tree or {}))
+    pairs = list(leaves(tree))
     counts = Counter(key for key, _ in pairs)
     faults = {key: f"{key}: is given {n} times in {file}" for key, n in counts.items() if n > 1}
-    values = dict(pairs) | over
     cfg = get_cfg()
+    method = _text("TYPE", {**dict(pairs), **shared, **over}, cfg)
+    values = dict(pairs) | {k: v for k, v in shared.items() if acts(k, method)} | over
     faults |= _add_toolkit_node(values, cfg)
     faults = check(cfg, faults | _merge(values, cfg))
+    if "DISTILLER.TYPE" not in faults:
+        faults |= _unused(values, cfg)
     if faults:
         raise ConfigError("\n".join(faults.values()))
+    for section, key in HOMES:
+        cfg[section][key] = os.path.expandvars(os.path.expanduser(cfg[section][key]))
     if cfg.DISTILLER.TEACHER_CFG:
         cfg.DISTILLER.TEACHER_CFG = str(Path(file).parent / cfg.DISTILLER.TEACHER_CFG)
     cfg.freeze()
@@ -115,6 +134,11 @@ def as_pairs(options: Sequence[Any]) -> dict[str, Any]:
     return {str(key): value for key, value in zip(options[::2], options[1::2], strict=True)}
 
 
+def acts(key: str, method: str) -> bool:
+    """Whether a key is one of the shared sections or of this method's node."""
+    return key.split(".")[0] in (*SECTIONS, method)
+
+
 def source(node: Mapping[str, str]) -> str:
     """Whose code a DISTILLER node's TYPE runs: "ext", ours, or "mdistiller", the toolkit's."""
     if node["SOURCE"] in ("ext", "mdistiller"):
@@ -124,10 +148,8 @@ def source(node: Mapping[str, str]) -> str:
 
 def shown(cfg: CN) -> CN:
     """What a run depends on: the shared sections and the node of its method."""
-    sections = ["EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG"]
-    if cfg.DISTILLER.TYPE in cfg:
-        sections.append(cfg.DISTILLER.TYPE)
-    return CN({section: cfg[section].clone() for section in sections})
+    sections = (*SECTIONS, cfg.DISTILLER.TYPE)
+    return CN({section: cfg[section].clone() for section in sections if section in cfg})
 
 
 def leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -170,10 +192,7 @@ def _add_toolkit_node(values: dict[str, Any], cfg: CN) -> dict[str, str]:
     Returns:
         The fault of DISTILLER.TYPE if there is no such method; its settings leave `values` then.
     """
-    method = {
-        key: str(_as_type(values.get(f"DISTILLER.{key}", cfg.DISTILLER[key]), str))
-        for key in ("TYPE", "SOURCE")
-    }
+    method = {key: _text(key, values, cfg) for key in ("TYPE", "SOURCE")}
     name = method["TYPE"]
     if source(method) != "mdistiller":
         return {}
@@ -183,13 +202,31 @@ def _add_toolkit_node(values: dict[str, Any], cfg: CN) -> dict[str, str]:
         if name not in cfg:
             for key in [key for key in values if key.startswith(f"{name}.")]:
                 del values[key]
-        ours = "" if method["SOURCE"] == "mdistiller" else f"{', '.join(distiller_dict)} or "
+        ours = "" if method["SOURCE"] == "mdistiller" else f"one of {', '.join(distiller_dict)} or "
         fault = (
-            f"DISTILLER.TYPE: {brief(name)} is not allowed, expected one of {ours}a method of "
+            f"DISTILLER.TYPE: {brief(name)} is not allowed, expected {ours}a method of "
             f"mdistiller ({error})"
         )
         return {"DISTILLER.TYPE": fault}
     return {}
+
+
+def _text(key: str, values: Mapping[str, Any], cfg: CN) -> str:
+    """DISTILLER.TYPE or .SOURCE as they will be."""
+    return str(_as_type(values.get(f"DISTILLER.{key}", cfg.DISTILLER[key]), str))
+
+
+def _unused(keys: Iterable[str], cfg: CN) -> dict[str, str]:
+    """The keys of methods that do not run: key -> a line that names what does instead."""
+    method, known = cfg.DISTILLER.TYPE, dict(leaves(cfg))
+    faults = {}
+    for key in keys:
+        if key in known and not acts(key, method):
+            name = key.rsplit(".", 1)[1]
+            near = [k for k in known if k.startswith(f"{method}.") and k.endswith(f".{name}")]
+            instead = f"; {', '.join(near)} {'does' if len(near) == 1 else 'do'}" if near else ""
+            faults[key] = f"{key}: does nothing with DISTILLER.TYPE {method}{instead}"
+    return faults
 
 
 def _merge(values: Mapping[str, Any], cfg: CN) -> dict[str, str]:

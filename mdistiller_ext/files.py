@@ -4,8 +4,11 @@ import errno
 import hashlib
 import io
 import os
+import pickle
+import re
 import tarfile
 import tempfile
+import textwrap
 import urllib.request
 import warnings
 import zipfile
@@ -130,7 +133,10 @@ def load(path: Path) -> Any:
             if isinstance(value, Tensor) and not _is_dense(value):
                 raise ValueError(f"{name} is no tensor with a real number for each element")
     except Exception as error:  # an untrusted file can raise anything
-        raise RunError(f"{path}: not a readable checkpoint: {_brief(error)}") from error
+        reason = _unreadable(error)
+        if path.suffix == ".safetensors":
+            reason = "it is one of safetensors: torch.save(load_file(..), ..) makes one of it"
+        raise RunError(f"{path}: not a readable checkpoint: {reason}") from error
     return content
 
 
@@ -275,6 +281,30 @@ def _is_dense(tensor: Tensor) -> bool:
     )
 
 
+def _unreadable(error: Exception) -> str:
+    """Why torch.load gave up, without its advice to trust the file."""
+    if found := re.search(r"GLOBAL (\S+)", str(error)):
+        return (
+            f"it holds a {found[1]}, and only tensors and plain types are loaded: all else could "
+            f"run code; save its state_dict()"
+        )
+    if isinstance(error, (pickle.UnpicklingError, EOFError)):
+        return "it is empty, cut short, or nothing that torch.save wrote"
+    return _brief(error)
+
+
 def _brief(error: Exception) -> str:
     """An error's text in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return textwrap.shorten(text, 300, placeholder=" ...") or type(error).__name__
+
+
+def code_hash(root: Path, but: str = "") -> str:
+    """sha256 over the names and contents of all Python files under `root`, those in `but` apart."""
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        name = file.relative_to(root)
+        if name.parts[0] != but:
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            digest.update(f"{name.as_posix()} {content}\n".encode())
+    return digest.hexdigest()

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .temperature import check_temperature
+
 
 def kl_divergence(
     logits_student: Tensor,
@@ -20,8 +22,9 @@ def kl_divergence(
     """KL(softmax(z_t / T) || softmax(z_s / T)) over the classes that are kept.
 
     Raises:
-        ValueError: the temperature is neither a scalar nor of shape (B,).
+        ValueError: a shape does not fit, nothing is broadcast; or a temperature is not positive.
     """
+    _check_shapes(logits_student, logits_teacher, pruned=pruned)
     log_p_student, log_p_teacher = (
         F.log_softmax(_prune(_scale(logits, temperature), pruned), dim=1)
         for logits in (logits_student, logits_teacher)
@@ -33,7 +36,11 @@ def kl_divergence(
 
 
 def kd_loss(logits_student: Tensor, logits_teacher: Tensor, temperature: float | Tensor) -> Tensor:
-    """T^2 KL(softmax(z_t / T) || softmax(z_s / T)) (Hinton et al., arXiv:1503.02531)."""
+    """T^2 KL(softmax(z_t / T) || softmax(z_s / T)) (Hinton et al., arXiv:1503.02531).
+
+    Raises:
+        ValueError: as `kl_divergence`.
+    """
     divergence = kl_divergence(logits_student, logits_teacher, temperature)
     return _scalars(temperature, divergence) ** 2 * divergence
 
@@ -57,8 +64,9 @@ def dkd_loss(
         pruned: at least one class other than the target must be kept in every row.
 
     Raises:
-        ValueError: the temperature is neither a scalar nor of shape (B,).
+        ValueError: as `kl_divergence`.
     """
+    _check_shapes(logits_student, logits_teacher, target=target, pruned=pruned)
     not_others = torch.zeros_like(logits_student, dtype=torch.bool).scatter(
         1, target.unsqueeze(1), True
     )
@@ -99,13 +107,22 @@ def _prune(logits: Tensor, pruned: Tensor | None) -> Tensor:
 
 def _scalars(temperature: float | Tensor, like: Tensor) -> Tensor:
     """The temperature as shape (B,), so that a float and B equal ones give the same bits."""
+    check_temperature(temperature, (), tuple(like.shape))
     if not isinstance(temperature, Tensor):
         return torch.full_like(like, temperature)
-    if temperature.shape not in (torch.Size(()), like.shape):
-        raise ValueError(
-            f"temperature has shape {tuple(temperature.shape)}, expected () or {tuple(like.shape)}"
-        )
     return temperature.to(like).expand_as(like)
+
+
+def _check_shapes(logits_student: Tensor, logits_teacher: Tensor, **others: Tensor | None) -> None:
+    """Shapes alone: to look at a tensor's values would wait for its device."""
+    shape = logits_student.shape
+    if len(shape) != 2:
+        raise ValueError(f"logits_student has shape {tuple(shape)}, expected (B, C)")
+    for name, tensor in {"logits_teacher": logits_teacher, **others}.items():
+        expected = shape[:1] if name == "target" else shape
+        if tensor is not None and tensor.shape != expected:
+            found = tuple(tensor.shape)
+            raise ValueError(f"{name} has shape {found}, expected {tuple(expected)}")
 
 
 def at_least_float32(logits: Tensor) -> Tensor:

@@ -10,7 +10,11 @@ from .temperature import stage_of_epoch
 
 
 def epoch_ratio(epoch: int, ratios: Sequence[float], step_epochs: int) -> float:
-    """The pruned share of the classes in an epoch, counted from 1; the last ratio stays."""
+    """The pruned share of the classes in an epoch, counted from 1; the last ratio stays.
+
+    Raises:
+        ValueError: `epoch` or `step_epochs` is below 1, or there is no ratio.
+    """
     return ratios[stage_of_epoch(epoch, step_epochs, len(ratios))]
 
 
@@ -26,11 +30,7 @@ def pruned_count(ratio: float | Tensor, num_classes: int) -> int | Tensor:
     if isinstance(ratio, Tensor):
         return (ratio * num_classes + 0.5).floor()
     count = math.floor(ratio * num_classes + 0.5)
-    if not 0 <= count <= num_classes - 2:
-        raise ValueError(
-            f"a pruning ratio of {ratio} takes {count} of {num_classes} classes away, "
-            f"expected 0 to {num_classes - 2}: the target and one other class must stay"
-        )
+    _check_count(count, num_classes, f"a pruning ratio of {ratio}")
     return count
 
 
@@ -44,8 +44,26 @@ def pruning_mask(logits_teacher: Tensor, target: Tensor, count: int | Tensor) ->
 
     Returns:
         Mask of shape (B, C).
+
+    Raises:
+        ValueError: an int `count` leaves no class beside the target, or a shape does not fit.
     """
+    if logits_teacher.ndim != 2 or target.shape != logits_teacher.shape[:1]:
+        raise ValueError(
+            f"logits_teacher and target have shapes {tuple(logits_teacher.shape)} and "
+            f"{tuple(target.shape)}, expected (B, C) and (B,)"
+        )
+    if not isinstance(count, Tensor):
+        _check_count(count, logits_teacher.shape[1], "a mask")
     logits = logits_teacher.detach().scatter(1, target.unsqueeze(1), torch.inf)
     # Rank 0 is the lowest; stable, so that the target stays last beside an infinite logit too.
     rank = logits.argsort(dim=1, stable=True).argsort(dim=1)
     return (rank < count).scatter(1, target.unsqueeze(1), False)
+
+
+def _check_count(count: int, num_classes: int, what: str) -> None:
+    if not 0 <= count <= num_classes - 2:
+        raise ValueError(
+            f"{what} takes {count} of {num_classes} classes away, "
+            f"expected 0 to {num_classes - 2}: the target and one other class must stay"
+        )

@@ -60,7 +60,7 @@ def _or_empty(rule: Rule) -> Rule:
 
 
 def _is_path(text: str) -> bool:
-    if not text or not text.isprintable():
+    if not text or not text.isprintable() or "://" in text:
         return False
     return len(text.encode()) <= 1000 and all(len(n.encode()) <= 255 for n in text.split("/"))
 
@@ -68,7 +68,7 @@ def _is_path(text: str) -> bool:
 # What file systems take, with room for the names that a run adds.
 PATH: Rule = (
     _is_path,
-    "a path in printable characters, of at most 1000 bytes, each name in it 255",
+    "a path in printable characters and no URL, of at most 1000 bytes, each name in it 255",
 )
 NAME: Rule = (
     lambda v: (
@@ -109,6 +109,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.MOMENTUM": _number(0, 1),
     "SOLVER.SEED": _number(0, 2**63),
     "SOLVER.AMP": _one_of("none", "bf16"),
+    "SOLVER.TF32": _SWITCH,
     "SOLVER.COMPILE": _SWITCH,
     "SOLVER.SYNC_BN": _SWITCH,
     "SOLVER.CUDA_GRAPH": _SWITCH,

@@ -14,7 +14,8 @@ def random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (algorithm, torch.from_numpy(np.asarray(keys).astype(np.int64)), *position),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
+        # Asking would initialise CUDA in a process that trains on the CPU.
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
     }
 
 
@@ -24,7 +25,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     algorithm, keys, *position = state["numpy"]
     np.random.set_state((algorithm, keys.numpy().astype(np.uint32), *position))
     torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
 
 

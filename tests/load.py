@@ -29,7 +29,7 @@ from conftest import CPU, ROOT, TIMES, first, untrained_teacher
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import digits
 from mdistiller_ext.engine import StopSignals, pick_device
-from mdistiller_ext.engine.run import Common
+from mdistiller_ext.engine.shared import Shared
 from mdistiller_ext.engine.training import opened
 from mdistiller_ext.study.launch import processes, run_jobs, work
 from mdistiller_ext.study.plan import Study, read_study
@@ -115,14 +115,14 @@ def long_run(epochs: int, folder: Path) -> tuple[list[dict[str, int]], list[floa
     options += ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(folder))]
     options += ["DISTILLER.TEACHER_TABLE_ROOT", str(folder / "table")]
     cfg = load_cfg(CONFIGS / "dkd_eat_dat_lp.yaml", options)
-    common = Common(CPU, StopSignals())
+    shared = Shared(CPU, StopSignals())
     train, test = (first(images, FEW) for images in digits.load())
-    common.sets[cfg.DATASET.TYPE, cfg.DATASET.ROOT] = train, test
+    shared.sets[cfg.DATASET.TYPE, cfg.DATASET.ROOT] = train, test
     held, clock = [], []
     with ExitStack() as stack:
         log = stack.enter_context((folder / "log.txt").open("w"))
         stack.enter_context(redirect_stdout(log))
-        run = stack.enter_context(opened(cfg, "long", common, resume=False))
+        run = stack.enter_context(opened(cfg, "long", shared, resume=False))
         for _ in run.advance():
             if len(run.history) > len(clock):
                 clock.append(time.perf_counter())

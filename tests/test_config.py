@@ -1,10 +1,13 @@
 """Reading configs: what loads, and how each fault is named."""
 
 import pytest
+from conftest import ROOT
 
 from mdistiller_ext import get_cfg
 from mdistiller_ext.config import check, leaves, load_cfg
 from mdistiller_ext.errors import ConfigError
+
+NONE = "DISTILLER: {TYPE: NONE}"
 
 
 @pytest.fixture
@@ -34,8 +37,8 @@ def test_the_defaults_are_valid():
 
 
 def test_options_come_over_the_file(load):
-    cfg = load("SOLVER: {EPOCHS: 3, LR: 0.1}", "SOLVER.EPOCHS", "5", "KD.TEMPERATURE", "2")
-    assert (cfg.SOLVER.EPOCHS, cfg.SOLVER.LR, cfg.KD.TEMPERATURE) == (5, 0.1, 2)
+    cfg = load("SOLVER: {EPOCHS: 3, LR: 0.1}", "SOLVER.EPOCHS", "5", "LOG.PREFIX", "o")
+    assert (cfg.SOLVER.EPOCHS, cfg.SOLVER.LR, cfg.LOG.PREFIX) == (5, 0.1, "o")
     assert cfg.is_frozen()
 
 
@@ -45,7 +48,8 @@ def test_teacher_cfg_is_beside_the_file(load, tmp_path):
 
 
 def test_all_faults_at_once(load):
-    text = "SOLVER: {EPOCH: 3, LR: '1', BATCH_SIZE: 0}\nDKD: {T: 4}\nNOTHING: {LIKE: 1}"
+    text = "SOLVER: {EPOCH: 3, LR: '1', BATCH_SIZE: 0}\nDKD: {T: 4}\nNOTHING: {LIKE: 1}\n"
+    text += "DISTILLER: {TYPE: DKD, TEACHER: resnet20}"
     assert faults(load, text) == [
         "SOLVER.EPOCH: no such key; did you mean SOLVER.EPOCHS?",
         "SOLVER.LR: '1' is of the wrong type, expected float: a number at least 0 and below 1e+38 "
@@ -102,21 +106,21 @@ def test_an_empty_value_is_refused(load):
 
 
 def test_options_without_a_value(load):
-    assert "come as KEY VALUE pairs, found 1 words" in faults(load, "", "SOLVER.EPOCHS")[0]
+    assert "come as KEY VALUE pairs, found 1 words" in faults(load, NONE, "SOLVER.EPOCHS")[0]
 
 
 def test_the_last_of_two_options_counts(load):
-    assert load("", "SOLVER.EPOCHS", "3", "SOLVER.EPOCHS", "4").SOLVER.EPOCHS == 4
+    assert load(NONE, "SOLVER.EPOCHS", "3", "SOLVER.EPOCHS", "4").SOLVER.EPOCHS == 4
 
 
 def test_text_that_looks_like_a_number_is_text(load):
-    cfg = load("", "EXPERIMENT.NAME", "5", "EXPERIMENT.TAG", "None", "LOG.PREFIX", "'quoted'")
+    cfg = load(NONE, "EXPERIMENT.NAME", "5", "EXPERIMENT.TAG", "None", "LOG.PREFIX", "'quoted'")
     assert (cfg.EXPERIMENT.NAME, cfg.EXPERIMENT.TAG, cfg.LOG.PREFIX) == ("5", "None", "quoted")
 
 
 @pytest.mark.filterwarnings("default")
 def test_text_that_is_nearly_a_number_makes_no_noise(load, recwarn):
-    assert load("", "EXPERIMENT.NAME", "1if").EXPERIMENT.NAME == "1if"
+    assert load(NONE, "EXPERIMENT.NAME", "1if").EXPERIMENT.NAME == "1if"
     assert [str(warning.message) for warning in recwarn] == []
 
 
@@ -165,12 +169,8 @@ def test_one_line_for_a_fault_of_a_file(load, text, fault):
     ],
 )
 def test_one_line_for_a_fault_of_an_option(load, key, value, fault):
-    (line,) = faults(load, "", key, value)
+    (line,) = faults(load, NONE, key, value)
     assert line.startswith(fault) and len(line) < 400
-
-
-def test_values_of_methods_that_are_not_used_are_checked_too(load):
-    assert faults(load, "DISTILLER: {TYPE: NONE}\nDKD: {T: 0.0}")[0].startswith("DKD.T: 0.0 is not")
 
 
 @pytest.mark.parametrize("key", [key for key, _ in leaves(get_cfg())])
@@ -182,7 +182,7 @@ def test_a_misspelt_key_comes_with_the_right_one(load, key):
     known = dict(leaves(get_cfg()))
     for word in wrong:
         if word not in known and not any(k.startswith(f"{word}.") for k in known):
-            (fault,) = faults(load, "", word, "1")
+            (fault,) = faults(load, NONE, word, "1")
             near = fault.partition("did you mean ")[2].rstrip("?")
             assert near == key or near_in_spelling(word, near), fault
 
@@ -206,6 +206,66 @@ def test_files_that_are_no_config(load, text, expected):
     assert expected in faults(load, text)[0]
 
 
+@pytest.mark.parametrize("text", ["", "# a comment", "---", "{}", "null"])
+def test_a_file_that_sets_nothing_is_refused(load, text):
+    (fault,) = faults(load, text, "SOLVER.EPOCHS", "3")
+    assert fault.endswith("c.yaml: sets nothing, expected sections of keys")
+
+
+UNUSED = [
+    ("DKD_LP", "DKD.BETA", "16.0", "; DKD_LP.BETA does"),
+    ("DKD_LP", "DKD_EAT.STEP_EPOCHS", "3", "; DKD_LP.STEP_EPOCHS does"),
+    ("DKD_LP", "KD.TEMPERATURE", "2", ""),
+    ("NONE", "DKD.T", "2.0", ""),
+    (
+        "DKD_EAT_DAT_LP",
+        "DKD_EAT.RANGE",
+        "0.2",
+        "; DKD_EAT_DAT_LP.EAT.RANGE, DKD_EAT_DAT_LP.DAT.RANGE do",
+    ),
+    ("DKD", "DKD_EAT_DAT_LP.EAT.RANGE", "0.2", ""),
+    ("DKD_LP", "DKD.BETA", "x", "; DKD_LP.BETA does"),  # whatever its value
+]
+
+
+@pytest.mark.parametrize(("method", "key", "value", "instead"), UNUSED)
+def test_a_key_of_a_method_that_does_not_run_is_refused(load, method, key, value, instead):
+    expected = f"{key}: does nothing with DISTILLER.TYPE {method}{instead}"
+    text = f"DISTILLER: {{TYPE: {method}, TEACHER: resnet20}}"
+    assert faults(load, text, key, value) == [expected]
+    assert faults(load, f"{text}\n{key}: {value}") == [expected]
+
+
+def test_the_settings_of_a_file_do_not_vanish_with_another_method(load):
+    text = "DISTILLER: {TYPE: DKD, TEACHER: resnet20}\nDKD: {T: 2.0}"
+    assert faults(load, text, "DISTILLER.TYPE", "DKD_EAT") == [
+        "DKD.T: does nothing with DISTILLER.TYPE DKD_EAT; DKD_EAT.T does"
+    ]
+
+
+def test_of_a_method_that_is_none_only_the_name_is_said(load):
+    (fault,) = faults(load, "DISTILLER: {TYPE: DKDX, TEACHER: resnet20}\nDKD: {T: 2.0}")
+    assert fault.startswith("DISTILLER.TYPE: 'DKDX' is not allowed")
+
+
+def test_what_several_configs_share_is_passed_over_where_it_does_nothing(load, tmp_path):
+    load("DISTILLER: {TYPE: DKD, TEACHER: resnet20}\nDKD: {T: 2.0, BETA: 1.0}")
+    shared = {"DKD.T": 3.0, "KD.TEMPERATURE": 2, "AT.P": 3, "SOLVER.EPOCHS": 5}
+    cfg = load_cfg(tmp_path / "c.yaml", ["SOLVER.EPOCHS", 6], shared)
+    assert (cfg.DKD.T, cfg.DKD.BETA, cfg.KD.TEMPERATURE, cfg.SOLVER.EPOCHS) == (3.0, 1.0, 4, 6)
+    with pytest.raises(ConfigError, match=r"\ASOLVER\.EPOCH: no such key; .*\Z"):
+        load_cfg(tmp_path / "c.yaml", shared={"SOLVER.EPOCH": 5, "KD.TEMPERATURE": 0})
+
+
 def test_missing_file():
     with pytest.raises(ConfigError, match=r"--cfg nowhere\.yaml: No such file"):
         load_cfg("nowhere.yaml")
+
+
+def test_home_is_what_a_shell_makes_of_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = ["LOG.PREFIX", "~/out", "DATASET.ROOT", "$HOME/data"]
+    cfg = load_cfg(ROOT / "configs" / "digits" / "dkd.yaml", options)
+    assert (f"{tmp_path}/out", f"{tmp_path}/data") == (cfg.LOG.PREFIX, cfg.DATASET.ROOT)
+    with pytest.raises(ConfigError, match=r"DATASET\.ROOT: 'https://x.y/z' .* and no URL"):
+        load_cfg(ROOT / "configs" / "digits" / "dkd.yaml", ["DATASET.ROOT", "https://x.y/z"])

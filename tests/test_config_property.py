@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from mdistiller_ext import cifar_model_dict, engine, get_cfg
 from mdistiller_ext.config import leaves, load_cfg
 from mdistiller_ext.data import FACTS, ImageSet, digits
-from mdistiller_ext.engine import run, training
+from mdistiller_ext.engine import run, shared, training
 from mdistiller_ext.errors import ConfigError, bare
 from mdistiller_ext.study.plan import read_study
 from mdistiller_ext.toolkit.locate import import_toolkit
@@ -190,18 +190,23 @@ def place(tmp_path_factory):
 
     def two_steps(cfg, name, device, *, resume, world):
         trained.append(name)
-        common = run.Common(device, engine.StopSignals(), world)
-        with training.opened(cfg, name, common, resume=resume) as one:
+        parts = shared.Shared(device, engine.StopSignals(), world)
+        with training.opened(cfg, name, parts, resume=resume) as one:
             steps = one.advance()
             for _ in islice(steps, 2):
                 pass
             steps.close()
             tops = dict.fromkeys(("last_epoch_top1", "mean_last_10_top1"), 0.0)
-            return {**tops, "best_epoch_top1_selected_on_test": 0.0, "best_epoch": 1}, one.folder
+            return {
+                **tops,
+                "best_epoch_top1_selected_on_test": 0.0,
+                "best_epoch": 1,
+                "epochs": [0],
+            }, one.folder
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "train", two_steps)
-        patch.setattr(run, "get_dataset", lambda cfg: (few[cfg.DATASET.TYPE],) * 2)
+        patch.setattr(shared, "get_dataset", lambda cfg: (few[cfg.DATASET.TYPE],) * 2)
         patch.setattr(run, "environment", lambda device: {})  # asks git
         patch.setattr(os, "fsync", lambda file: None)  # waits for the disk
         patch.setitem(sys.modules, "wandb", None)

@@ -130,6 +130,16 @@ def test_download(small, tmp_path, server, monkeypatch, capfd):
     assert "c.tar.gz: 100%" in output.err
 
 
+def test_a_root_that_is_the_data_itself_is_understood(tmp_path, monkeypatch):
+    folder = tmp_path / "cifar-100-binary"
+    folder.mkdir()
+    for name in cifar100.BINARY:
+        (folder / name).write_bytes(binary_file())
+    monkeypatch.setattr(cifar100, "BINARY", dict.fromkeys(cifar100.BINARY, md5(binary_file())))
+    monkeypatch.setattr(cifar100, "fetch", lambda root: pytest.fail("it is there"))
+    check(cifar100.load(folder)[0])
+
+
 def test_failed_download_says_where_to_put_the_data(tmp_path, server, monkeypatch):
     monkeypatch.setattr(cifar100, "URL", f"{server[1]}/missing.tar.gz")
     with pytest.raises(RunError, match=r"DATASET\.ROOT .*404.*unpack the official archive there"):

@@ -153,6 +153,7 @@ def state(epoch: int) -> dict:
         "model": {"weight": torch.full((3000,), float(epoch))},
         "optimizer": {"state": {}},
         "random": {},
+        "environments": [],
         "history": history,
         "meter": {},
         "spent": 0.0,
@@ -163,8 +164,8 @@ def state(epoch: int) -> dict:
 
 def record(epochs: int = 3) -> dict:
     history = [{"epoch": n, "test_top1": 10.0 * n, "loss": 1 / 3} for n in range(1, epochs + 1)]
-    place = {"torch": "2", "device_name": "stub", "mdistiller_ext": "0"}
-    content = {"name": "r", "status": "finished", "environment": place, "teacher": None}
+    place = {"first_epoch": 1, "torch": "2", "device_name": "stub", "mdistiller_ext": "0"}
+    content = {"name": "r", "status": "finished", "environments": [place], "teacher": None}
     return content | {"config": {}, "wall_seconds": 1.0, "epochs": history, **summary(history)}
 
 

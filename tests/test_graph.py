@@ -1,6 +1,6 @@
 """The step that a GPU captures, run as it is on a CPU: the same numbers as the plain loop."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -77,6 +77,123 @@ def test_a_method_that_counts_on_the_epoch_is_refused():
     steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, None, 0)
     with pytest.raises(TypeError):
         list(steps.epoch(1, 0.1, *data.draw(torch.Generator()), None))
+
+
+class Gpu:
+    """A stand-in for torch.cuda, whose graphs run the step: what is called, in order."""
+
+    def __init__(self, monkeypatch, empty=False):
+        self.calls, self.mode, self.current = [], "default", "default stream"
+        gpu = self
+
+        class Stream:
+            def wait_stream(self, other):
+                gpu.calls.append(f"{self} waits for {other}")
+
+            def __repr__(self):
+                return "own stream" if self is gpu.own else "default stream"
+
+        self.own, default = Stream(), Stream()
+        self.current = default
+
+        class CUDAGraph:
+            def replay(self):
+                gpu.calls.append("replay")
+                if not empty:
+                    self.step()
+
+        @contextmanager
+        def on(stream):
+            before, gpu.current = gpu.current, stream
+            try:
+                yield
+            finally:
+                gpu.current = before
+
+        @contextmanager
+        def graph(captured, stream):
+            gpu.calls.append(f"capture on {stream}, mode {gpu.mode}")
+            yield
+            captured.step = gpu.step
+
+        for name, value in {
+            "Stream": lambda device: self.own,
+            "current_stream": lambda device: self.current,
+            "default_stream": lambda device: default,
+            "stream": on,
+            "graph": graph,
+            "CUDAGraph": CUDAGraph,
+            "get_sync_debug_mode": lambda: self.mode,
+            "set_sync_debug_mode": lambda mode: setattr(self, "mode", mode),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+
+def capture(monkeypatch, gpu, fail_at=None):
+    """DeviceSteps that "captured" on the stand-in, and its weights before."""
+    _, distiller, optimizer, data = parts("DKD_EAT_DAT_LP")
+    steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, None, 0)
+    before = {key: value.clone() for key, value in distiller.state_dict().items()}
+    count, live = iter(range(100)), steps.step
+
+    def step(size):
+        gpu.calls.append(f"step of {size} on {gpu.current}, mode {gpu.mode}")
+        gpu.step = lambda: live(size)
+        live(size)
+        if next(count) == fail_at:
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    monkeypatch.setattr(steps, "step", step)
+    distiller.train()
+    return steps, before
+
+
+def is_as_before(steps, before):
+    momenta = [state["momentum_buffer"] for state in steps.optimizer.state.values()]
+    now = steps.distiller.state_dict()
+    return (
+        all(torch.equal(value, now[key]) for key, value in before.items())
+        and all(not momentum.any() for momentum in momenta)
+        and steps.cursor.item() == 0
+    )
+
+
+def test_a_capture_tries_the_step_first_and_leaves_no_trace(monkeypatch):
+    gpu = Gpu(monkeypatch)
+    steps, before = capture(monkeypatch, gpu)
+    steps.capture(CPU)
+    assert sorted(steps.graphs) == [6, 8] and is_as_before(steps, before)
+    first_capture = next(i for i, call in enumerate(gpu.calls) if call.startswith("capture"))
+    tried = gpu.calls[:first_capture]
+    assert tried[0] == "own stream waits for default stream"
+    # Every size is tried under the mode that refuses what waits for the device, and all on the
+    # stream that captures.
+    for size in (6, 8):
+        assert f"step of {size} on own stream, mode default" in tried
+        assert f"step of {size} on own stream, mode error" in tried
+    assert gpu.calls.count("capture on own stream, mode default") == 2
+    assert gpu.calls.count("replay") == 2
+    assert gpu.calls[-1] == "default stream waits for own stream" and gpu.mode == "default"
+
+
+@pytest.mark.parametrize("step", [0, 5])
+def test_a_step_that_cannot_be_captured_leaves_no_trace(monkeypatch, step):
+    gpu = Gpu(monkeypatch)
+    steps, before = capture(monkeypatch, gpu, fail_at=step)
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        steps.capture(CPU)
+    assert steps.graphs == {} and is_as_before(steps, before)
+    assert not any(call.startswith("capture") for call in gpu.calls)
+    assert gpu.calls[-1] == "default stream waits for own stream" and gpu.mode == "default"
+
+
+def test_an_empty_graph_is_refused(monkeypatch):
+    """As when the capture's stream is of another device than the step's kernels."""
+    gpu = Gpu(monkeypatch, empty=True)
+    steps, before = capture(monkeypatch, gpu)
+    with pytest.raises(RuntimeError, match="the graph is empty"):
+        steps.capture(CPU)
+    assert steps.graphs == {} and is_as_before(steps, before)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

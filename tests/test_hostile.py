@@ -139,7 +139,7 @@ CHECKPOINTS = {
         r"it declares 16,\d{3},\d{3} bytes, more than it has",
     ),
     "a list in itself": (saved({"model": (own := []), "own": own.append(own)}), "expected"),
-    "a name that is none": (saved({"model": {3: torch.ones(1)}}), "expected {.model.: state_dict}"),
+    "a name that is none": (saved({"model": {3: torch.ones(1)}}), "expected a state dict, or"),
     "NaN": (saved({"model": {"w": torch.tensor([0.0, torch.nan])}}), "w holds values that are not"),
     "infinity": (saved({"model": {"w": torch.tensor([-torch.inf])}}), "w holds values that are no"),
     "NaN, legacy": (
@@ -457,8 +457,8 @@ def test_a_record_that_is_refused(workdir, name):
     """With a checksum that is right, wherever one can be computed."""
     old, new, message = RECORDS[name]
     epochs = [{"epoch": n, "test_top1": 50.0, "loss": float(n)} for n in (1, 2)]
-    place = {"torch": "2", "device_name": "d", "mdistiller_ext": "0"}
-    content = {"name": "r", "status": "finished", "environment": place, "teacher": None}
+    place = {"first_epoch": 1, "torch": "2", "device_name": "d", "mdistiller_ext": "0"}
+    content = {"name": "r", "status": "finished", "environments": [place], "teacher": None}
     content |= {"config": {}, "wall_seconds": 1.0, "epochs": epochs, **summary(epochs)}
     file = Path("record.json")
     write_record(file, content)
@@ -518,26 +518,29 @@ HOSTILE = f"""<script>{RUN}</script><img src=x onerror="{RUN}">"><svg onload={RU
 HOSTILE += " [link](http://127.0.0.1/) `x` | \x1b[2J\n# heading"
 
 
-def test_what_records_say_is_shown_as_text(study, workdir, capsys):
+def test_what_records_say_is_shown_as_text(study, workdir):
     arms = {**test_study.TREE["arms"], rf"{HOSTILE[:40]} \input{{x}} & 5 %": {"cfg": "kd.yaml"}}
     built = study(arms=arms)
     test_study.stub_runs(built, dict.fromkeys(arms, 0.0))
-    place = dict.fromkeys(("torch", "device_name", "mdistiller_ext"), HOSTILE)
+    place = dict.fromkeys(("torch", "device_name", "mdistiller_ext"), HOSTILE) | {"first_epoch": 1}
     for job in built.jobs:
         record = read_record(job.folder / "record.json")
         teacher = record["teacher"] and {**record["teacher"], "name": HOSTILE, "file": "/dev/zero"}
-        test_study.edit(job, environment=place, teacher=teacher)
+        test_study.edit(job, environments=[place], teacher=teacher)
     test_study.edit(built.jobs[0], status="failed", error=HOSTILE)
     test_study.edit(built.jobs[1], status=HOSTILE)
     test_study.edit(built.jobs[2], name=HOSTILE)
     stray = built.folder / "runs" / HOSTILE.replace("/", "").replace("\n", "")
     shutil.copytree(built.jobs[3].folder, stray)
     assert all(line.isprintable() for line in collect(built)[1])
-    text, folder = write_report(built)
-    assert "no picture of the teacher: /dev/zero: cannot be read: it is" in capsys.readouterr().out
+    shown, folder = write_report(built)
+    assert "no picture of the teacher: /dev/zero: cannot be read: it is" in shown
+    assert all(line.isprintable() for line in shown.splitlines()) and "\n# heading" not in shown
+    text = (folder / "report.md").read_text()
     assert text.count("RAN") > 10 and "\x1b" not in text and "\n# heading" not in text
     prose = "\n".join(line for line in text.splitlines() if not line.startswith("|"))
     assert not re.search(r"(?<!\\)[<\[`|]", prose)
+    assert not re.search(r"(?<!\\)(?:[<`]|\]\()", text)
     assert r"\input" not in (folder / "report.tex").read_text()
     page = (folder / "report.html").read_text()
     assert page.count("RAN") > 10 and not re.search("<(script|img src=x|svg)", page)

@@ -184,3 +184,46 @@ def test_temperature_of_another_shape_is_refused(shape):
     student, teacher, target = logits(7, 10)
     with pytest.raises(ValueError, match=r"temperature has shape .*expected \(\) or \(7,\)"):
         dkd_loss(student, teacher, target, 1.0, 2.0, torch.ones(shape))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -4.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_not_positive_is_refused(temperature):
+    student, teacher, target = logits(7, 10)
+    for loss in (
+        lambda: kl_divergence(student, teacher, temperature),
+        lambda: kd_loss(student, teacher, temperature),
+        lambda: dkd_loss(student, teacher, target, 1.0, 2.0, temperature),
+    ):
+        with pytest.raises(ValueError, match=r"temperature is \S+, expected a positive number"):
+            loss()
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"logits_teacher": torch.randn(1, 10)}, r"logits_teacher has shape \(1, 10\)"),
+        ({"logits_teacher": torch.randn(8, 1)}, r"logits_teacher has shape \(8, 1\)"),
+        ({"logits_student": torch.randn(1, 10)}, r"logits_teacher has shape \(8, 10\)"),
+        ({"logits_student": torch.randn(10)}, r"shape \(10,\), expected \(B, C\)"),
+        ({"pruned": torch.zeros(10).bool()}, r"pruned has shape \(10,\), expected \(8, 10\)"),
+        ({"pruned": torch.zeros(8, 1).bool()}, r"pruned has shape \(8, 1\)"),
+        ({"target": torch.zeros(7).long()}, r"target has shape \(7,\), expected \(8,\)"),
+    ],
+)
+def test_nothing_is_broadcast(changes, fault):
+    given = {name: torch.randn(8, 10) for name in ("logits_student", "logits_teacher")} | changes
+    if "target" not in changes:
+        with pytest.raises(ValueError, match=fault):
+            kl_divergence(**given)
+    given = {"target": torch.zeros(8).long(), "alpha": 1.0, "beta": 2.0, **given}
+    with pytest.raises(ValueError, match=fault):
+        dkd_loss(**given, temperature=4.0)
+
+
+def test_no_value_of_a_tensor_is_looked_at():
+    """That would wait for the device; meta tensors have none."""
+    student = torch.empty(8, 10, device="meta")
+    target, temperature = torch.empty(8, device="meta").long(), torch.empty(8, device="meta")
+    pruned = torch.empty(8, 10, device="meta").bool()
+    assert dkd_loss(student, student, target, 1.0, 2.0, temperature, pruned).shape == (8,)
+    assert kd_loss(student, student, temperature).shape == (8,)

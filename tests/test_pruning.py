@@ -51,3 +51,37 @@ def test_count_may_be_a_tensor():
     assert torch.equal(
         pruning_mask(teacher, target, torch.tensor(4)), pruning_mask(teacher, target, 4)
     )
+
+
+@pytest.mark.parametrize(
+    ("epoch", "ratios", "fault"),
+    [
+        (0, RATIOS, "epoch is 0, expected at least 1"),  # it was the last ratio
+        (-3, RATIOS, "epoch is -3"),
+        (1, [], "stages is 0"),
+    ],
+)
+def test_the_schedule_refuses_epochs_that_count_from_0(epoch, ratios, fault):
+    with pytest.raises(ValueError, match=fault):
+        epoch_ratio(epoch, ratios, 20)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "count", "fault"),
+    [
+        (((4, 10), (4,)), 9, "a mask takes 9 of 10 classes away, expected 0 to 8: the target and"),
+        (((4, 10), (4,)), -1, "a mask takes -1 of 10 classes away"),
+        (((4, 10), (3,)), 1, r"shapes \(4, 10\) and \(3,\), expected \(B, C\) and \(B,\)"),
+        (((10,), (10,)), 1, r"shapes \(10,\) and \(10,\)"),
+    ],
+)
+def test_a_mask_that_makes_no_sense_is_refused(shapes, count, fault):
+    teacher, target = torch.randn(shapes[0]), torch.zeros(shapes[1], dtype=torch.int64)
+    with pytest.raises(ValueError, match=fault):
+        pruning_mask(teacher, target, count)
+
+
+def test_a_mask_looks_at_no_values():
+    """That would wait for the device; meta tensors have none."""
+    teacher, target = torch.empty(4, 10, device="meta"), torch.empty(4, device="meta").long()
+    assert pruning_mask(teacher, target, torch.empty((), device="meta")).shape == (4, 10)

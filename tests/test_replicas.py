@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CPU, ROOT, TIMES, untrained_teacher, weights
+import torch.distributed as dist
+from conftest import CPU, ROOT, TIMES, signal_at, untrained_teacher, weights
 
 from mdistiller_ext.config import load_cfg
-from mdistiller_ext.engine import World, train
+from mdistiller_ext.engine import World, run, train
 from mdistiller_ext.engine.loop import Meter
 from mdistiller_ext.engine.record import read_record
+from mdistiller_ext.engine.replicas import SyncedBatchNorm2d
 from mdistiller_ext.errors import ConfigError
 
 CONFIG = ROOT / "configs" / "digits" / "dkd_eat_dat_lp.yaml"
@@ -32,7 +34,8 @@ try:
 except SystemExit as end:
     assert end.code == 0
 
-world, device, count = World.join(), pick_device("cpu"), Meter.count
+device, count = pick_device("cpu"), Meter.count
+world = World.join(device)
 
 def run(name, synced, resume=False):
     cfg = load_cfg(config, [*options, "SOLVER.SYNC_BN", synced])
@@ -114,3 +117,37 @@ def test_alone_nothing_is_divided():
     assert keys.tolist() == list(range(50)) and sizes == [16, 16, 16, 2]
     World().merge(Meter(1, 4))
     assert World().tell("x") == "x" and World().first
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_synchronised_batch_norm_keeps_its_statistics_in_float32(process_group, dtype):
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 5, 5).to(dtype)
+    ours, theirs = (torch.nn.BatchNorm2d(3) for _ in range(2))
+    if dtype == torch.float64:
+        ours, theirs = ours.double(), theirs.double()
+    ours.__class__ = SyncedBatchNorm2d
+    y = ours(x)
+    assert y.dtype == dtype and ours.running_mean.dtype == theirs.running_mean.dtype
+    expected = theirs(x.to(theirs.weight.dtype))
+    tolerance = {torch.bfloat16: 1e-2}.get(dtype, 1e-5)
+    torch.testing.assert_close(y.to(expected), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+
+def test_what_one_process_stopped_within_an_epoch_is_not_for_two(digits_cfg, monkeypatch):
+    cfg = digits_cfg()
+    with signal_at(2, 3):
+        train(cfg, "r", CPU)
+    world = World(0, 2)
+    monkeypatch.setattr(world, "tell", lambda content: content)
+    monkeypatch.setattr(run, "Replica", lambda *parts: None)
+    with pytest.raises(ConfigError, match="one process stopped it within epoch 2: expected one"):
+        train(cfg, "r", CPU, resume=True, world=world)

@@ -1,19 +1,31 @@
 """Runs: what they write, that seeds repeat them, and that they resume to the same weights."""
 
+import hashlib
 import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import CPU, ROOT, TIMES, assert_same_run, scalars, untrained_teacher, weights
+from conftest import (
+    CPU,
+    ROOT,
+    TIMES,
+    assert_same_run,
+    scalars,
+    signal_at,
+    untrained_teacher,
+    weights,
+)
 from filelock import FileLock
 
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.engine import default_name, run, train, train_many, training
+from mdistiller_ext.engine import folder as folder_module
 from mdistiller_ext.engine.loop import learning_rate
 from mdistiller_ext.errors import ConfigError, RunError
 from mdistiller_ext.rules import RULES
@@ -25,8 +37,9 @@ def test_a_run_leaves_its_record_checkpoints_and_events(digits_cfg):
     assert record == json.loads((folder / "record.json").read_text())
     assert record["status"] == "finished" and record["seed"] == 0
     assert record["config"]["DKD_EAT_DAT_LP"]["LP"]["RATIOS"] == [0.0, 0.13, 0.27, 0.4]
-    assert record["environment"]["device"] == "cpu" and record["environment"]["device_name"]
-    assert record["environment"]["torch"] == torch.__version__
+    (session,) = record["environments"]
+    assert session["device"] == "cpu" and session["device_name"]
+    assert session["torch"] == torch.__version__ and session["first_epoch"] == 1
     assert len(record["teacher"]["sha256"]) == 64 and 0 <= record["teacher"]["test_top1"] <= 100
     assert record["peak_memory_bytes"] > 1e6 and record["wall_seconds"] > 0
     assert len(record["epochs"]) == 3
@@ -168,17 +181,71 @@ def test_resume_where_nothing_is_starts(digits_cfg):
 
 
 def test_a_folder_with_a_run_is_not_reused(digits_cfg):
-    _, folder = train(digits_cfg(), "r", CPU)
-    before = (folder / "record.json").read_bytes()
-    with pytest.raises(ConfigError, match=r"output/digits/r holds a run already: .* --resume"):
+    with signal_at(2, 3):
         train(digits_cfg(), "r", CPU)
-    assert (folder / "record.json").read_bytes() == before
+    before = {p: p.read_bytes() for p in Path("output/digits/r").rglob("*") if p.is_file()}
+    for options in ([], ["SOLVER.LR", "0.1"]):
+        with pytest.raises(ConfigError, match=r"output/digits/r holds a run already: .* --resume"):
+            train(digits_cfg("vanilla", *options), "r", CPU)
+    assert before == {p: p.read_bytes() for p in Path("output/digits/r").rglob("*") if p.is_file()}
+
+
+def test_the_same_command_on_a_finished_run_ends_with_what_is_there(digits_cfg, tool, monkeypatch):
+    words = ["--cfg", str(ROOT / "configs/digits/vanilla.yaml"), "SOLVER.EPOCHS", "2"]
+    words += ["--device", "cpu"]
+    first, second = tool("train", *words), tool("train", *words)
+    assert first[0] == second[0] == 0 and "finished already" in second[1]
+    assert first[1].splitlines()[-2:] == second[1].splitlines()[-2:]
+    (latest,) = Path("output/digits").glob("*/latest")
+    latest.unlink()  # as of a run that was packed
+    assert tool("train", *words)[0] == 0
+    monkeypatch.setattr(folder_module, "CODE", "edited")
+    status, _, error = tool("train", *words)
+    assert status == 2 and "holds a finished run of other code (sha256 " in error
+    assert tool("train", *words, "--resume")[0] == 0
+
+
+@pytest.mark.parametrize("method", ["vanilla", "dkd_lp"])
+def test_a_finished_run_goes_on_to_more_epochs(digits_cfg, method):
+    whole = digits_cfg(method, "SOLVER.EPOCHS", "4")
+    _, expected = train(whole, "whole", CPU)
+    train(digits_cfg(method, "SOLVER.EPOCHS", "2"), "longer", CPU)
+    record, folder = train(whole, "longer", CPU, resume=True)
+    assert_same_run(folder, expected)
+    assert [session["first_epoch"] for session in record["environments"]] == [1, 3]
+
+
+def test_a_run_that_would_have_begun_otherwise_does_not_go_on(digits_cfg):
+    eat = ["DKD_EAT.STEP_EPOCHS", "1"]
+    train(digits_cfg("dkd_eat", *eat), "r", CPU)
+    message = r"cannot go on: in a run of so many epochs the temperature of epoch 2 is 4.53"
+    with pytest.raises(ConfigError, match=message):
+        train(digits_cfg("dkd_eat", *eat, "SOLVER.EPOCHS", "4"), "r", CPU, resume=True)
+    with pytest.raises(ConfigError, match=r"another config: SOLVER\.EPOCHS 3 -> 2"):
+        train(digits_cfg("dkd_eat", *eat, "SOLVER.EPOCHS", "2"), "r", CPU, resume=True)
+    stages = ["SOLVER.LR_DECAY_STAGES", "[1]"]
+    with pytest.raises(ConfigError, match=r"another config: SOLVER\.LR_DECAY_STAGES"):
+        train(digits_cfg("dkd_eat", *eat, *stages), "r", CPU, resume=True)
+
+
+def test_resume_finds_the_run_of_other_epochs_and_says_where_there_is_none(workdir, tool):
+    words = ["--cfg", str(ROOT / "configs/digits/vanilla.yaml"), "--device", "cpu"]
+    _, output, _ = tool("train", *words, "--resume", "SOLVER.EPOCHS", "1")
+    assert "EPOCHS=1,seed0: nothing to resume, so it starts with epoch 1" in output
+    status, output, _ = tool("train", *words, "--resume", "SOLVER.EPOCHS", "2")
+    assert status == 0 and "EPOCHS=1,seed0: going on after epoch 1" in output
+    assert [file.name for file in Path("output/digits").iterdir()] == [
+        "vanilla,digits,EPOCHS=1,seed0"
+    ]
+    Path("output/digits/vanilla,digits,EPOCHS=7,seed0").mkdir()
+    status, _, error = tool("train", *words, "--resume", "SOLVER.EPOCHS", "3")
+    assert status == 2 and "EPOCHS=7,seed0: name one of them with EXPERIMENT.NAME" in error
 
 
 def test_resume_with_another_config_is_refused(digits_cfg):
     train(digits_cfg(), "r", CPU)
-    with pytest.raises(ConfigError, match=r"another config: SOLVER\.EPOCHS 3 -> 4"):
-        train(digits_cfg("vanilla", "SOLVER.EPOCHS", "4"), "r", CPU, resume=True)
+    with pytest.raises(ConfigError, match=r"another config: SOLVER\.LR 0\.02 -> 0\.1"):
+        train(digits_cfg("vanilla", "SOLVER.LR", "0.1"), "r", CPU, resume=True)
 
 
 def test_resume_with_another_teacher_is_refused(digits_cfg, workdir):
@@ -366,13 +433,65 @@ def test_a_teacher_config_that_cannot_train_the_teacher_is_refused(workdir, teac
         (["DATASET.ROOT", "../x", "LOG.PREFIX", "/tmp"], "dkd,digits,seed0"),
         (["EXPERIMENT.NAME", "mine"], "mine"),
         (["SOLVER.EPOCHS", "2", "SOLVER.EPOCHS", "3"], "dkd,digits,EPOCHS=3,seed0"),
-        (["EXPERIMENT.TAG", "한" * 100], "한" * 64 + ",seed0"),  # 198 bytes
         (["SOLVER.LR_DECAY_STAGES", "[1, 2]"], "dkd,digits,LR_DECAY_STAGES=_1,_2_,seed0"),
+        # One config has one name.
+        (["DKD.T", "20e-1", "SOLVER.EPOCHS", " 2"], "dkd,digits,EPOCHS=2,T=2.0,seed0"),
+        # It names what runs.
+        (["DISTILLER.STUDENT", "resnet14"], "dkd,resnet20,resnet14,digits,seed0"),
+        (
+            ["DISTILLER.TEACHER", "resnet8", "DATASET.TYPE", "cifar100", "DKD.T", "2.0"],
+            "dkd,resnet8,resnet8,cifar100,T=2.0,seed0",
+        ),
+        (
+            ["DISTILLER.STUDENT", "resnet14", "EXPERIMENT.TAG", "mine"],
+            "mine,STUDENT=resnet14,seed0",
+        ),
+        (
+            ["DISTILLER.TYPE", "DKD", "EXPERIMENT.TAG", "mine"],
+            "mine,DISTILLER.TYPE=DKD,seed0",
+        ),
     ],
 )
 def test_default_name(options, name):
     cfg = load_cfg(ROOT / "configs" / "digits" / "dkd.yaml", options)
     assert default_name(cfg, options) == name
+
+
+def test_default_name_of_a_student_alone():
+    options = ["DISTILLER.STUDENT", "resnet14"]
+    cfg = load_cfg(ROOT / "configs" / "digits" / "vanilla.yaml", options)
+    assert default_name(cfg, options) == "none,resnet14,digits,seed0"
+
+
+def test_default_name_of_a_method_of_the_toolkit(toolkit):
+    options = ["DISTILLER.STUDENT", "resnet20"]
+    cfg = load_cfg(ROOT / "configs" / "cifar100" / "toolkit" / "kd.yaml", options)
+    assert default_name(cfg, options) == "kd,mdistiller,resnet110,resnet20,cifar100,seed0"
+
+
+def test_another_teacher_file_is_another_name_wherever_it_lies(workdir):
+    def name(file):
+        options = ["DISTILLER.TEACHER_CKPT", file]
+        return default_name(load_cfg(ROOT / "configs/digits/dkd.yaml", options), options)
+
+    Path("a.pth").write_bytes(b"one")
+    Path("b.pth").write_bytes(b"another")
+    shutil.copy("a.pth", "c.pth")
+    digest = hashlib.sha256(b"one").hexdigest()[:8]
+    assert name("a.pth") == name("c.pth") == f"dkd,digits,TEACHER_CKPT={digest},seed0"
+    assert name("b.pth") != name("a.pth")
+    with pytest.raises(ConfigError, match=r"DISTILLER\.TEACHER_CKPT: no such file: no\.pth"):
+        name("no.pth")
+
+
+def test_names_too_long_for_a_folder_are_still_different():
+    names = set()
+    for start in ("a", "b"):
+        options = ["EXPERIMENT.TAG", start + 100 * "한"]
+        cfg = load_cfg(ROOT / "configs" / "digits" / "dkd.yaml", options)
+        names.add(default_name(cfg, options))
+    assert len(names) == 2
+    assert all(name.endswith("한,seed0") and 190 < len(name.encode()) <= 200 for name in names)
 
 
 def test_learning_rate_falls_after_each_stage():

@@ -33,7 +33,8 @@ def status(folder):
 
 
 @pytest.mark.parametrize(
-    ("step", "signum"), [(1, signal.SIGTERM), (5, signal.SIGINT), (9, signal.SIGUSR1)]
+    ("step", "signum"),
+    [(1, signal.SIGTERM), (5, signal.SIGINT), (9, signal.SIGUSR1), (3, signal.SIGHUP)],
 )
 def test_a_stopped_run_goes_on_within_its_epoch(digits_cfg, step, signum):
     cfg = digits_cfg("dkd_eat_dat_lp")
@@ -67,8 +68,7 @@ def test_the_step_that_a_gpu_captures_goes_on_within_its_epoch(digits_cfg, monke
 
     def captured(self, *args):
         build(self, *args)
-        if not self.finished:
-            self.captured = self._capture()
+        self.captured = self._capture()
 
     cfg = digits_cfg("dkd_eat_dat_lp")
     _, whole = train(cfg, "whole", CPU)

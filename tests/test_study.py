@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -10,17 +9,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import CPU, ROOT, signal_at, untrained_teacher
+from conftest import CPU, ROOT, untrained_teacher
 
-from mdistiller_ext.engine import train
 from mdistiller_ext.engine.folder import plain
 from mdistiller_ext.engine.record import summary, write_record
 from mdistiller_ext.errors import ConfigError, RunError
 from mdistiller_ext.study.analysis import analyse
-from mdistiller_ext.study.launch import processes, run_jobs
-from mdistiller_ext.study.plan import read_study
+from mdistiller_ext.study.launch import processes, progress, run_jobs
+from mdistiller_ext.study.plan import inert_arms, read_study
 from mdistiller_ext.study.records import check_conditions, collect, table
-from mdistiller_ext.study.report import write_report
 
 TREE = {
     "name": "stub",
@@ -38,6 +35,7 @@ TREE = {
     "claims": {"resnet8": {"EAT": 0.55, "LP": 0.64}},
 }
 TEACHER = {"name": "resnet20", "file": "no.pth", "sha256": "t", "test_top1": 98.0}
+SESSION = {"first_epoch": 1, "torch": "2", "device_name": "stub", "mdistiller_ext": "0"}
 EFFECTS = {"student alone": -3.0, "DKD": 0.0, "EAT": 0.0, "LP": 1.0}
 
 
@@ -66,7 +64,7 @@ def stub_runs(study, effects=EFFECTS):
         record = {
             "name": job.name,
             "status": "finished",
-            "environment": {"torch": "2", "device_name": "stub", "mdistiller_ext": "0"},
+            "environments": [SESSION],
             "teacher": None if alone else TEACHER,
             "config": plain(job.cfg),
             **summary(epochs),
@@ -89,8 +87,10 @@ def edit(job, rehash=True, **changes):
 @pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda f: f.stem)
 def test_the_studies_are_valid(file, tmp_path):
     study = read_study(file, tmp_path)
-    assert len(study.jobs) == len(study.students) * len(study.arms) * len(study.seeds)
     assert len({job.name for job in study.jobs}) == len(study.jobs)
+    assert {job.arm for job in study.jobs} == set(study.arms)
+    assert {job.student for job in study.jobs} == {job.cfg.DISTILLER.STUDENT for job in study.jobs}
+    assert inert_arms(study) == []
     assert file.read_text().startswith(f"# python tools/compare.py run studies/{file.name}\n")
 
 
@@ -104,26 +104,68 @@ def test_the_paper_table_is_the_papers(tmp_path):
     assert sum(map(len, study.claims.values())) == 6
 
 
+def test_runs_go_seed_by_seed_and_arms_with_seeds_of_their_own_after_those_before(study):
+    arms = {
+        "DKD": {"cfg": "dkd.yaml"},
+        "LP": {"cfg": "dkd_lp.yaml"},
+        "student alone": {"cfg": "vanilla.yaml", "seeds": [0]},
+        "KD": {"cfg": "kd.yaml", "seeds": [0]},
+        "EAT": {"cfg": "dkd_eat.yaml"},
+    }
+    jobs = study(arms=arms, seeds=[0, 1]).jobs
+    assert [(job.arm, job.seed) for job in jobs] == [
+        *(("DKD", 0), ("LP", 0), ("DKD", 1), ("LP", 1)),
+        *(("student alone", 0), ("KD", 0)),
+        *(("EAT", 0), ("EAT", 1)),
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
         ({"seeds": [1, 1]}, r"seeds: \[1, 1\] is not allowed, expected different integers"),
-        ({"arms": {}}, "arms: {} is not allowed, expected a dict"),
+        (
+            {"arms": {**TREE["arms"], "LP": {"cfg": "dkd_lp.yaml", "seeds": 2}}},
+            "arms: LP: seeds: 2 is not allowed, expected different integers",
+        ),
+        ({"arms": {}}, "arms: {} is not allowed, expected entries NAME: VALUE"),
+        ({"name": 5}, "name: 5 is not allowed, expected text"),
+        ({"seeds": 10}, "seeds: 10 is not allowed, expected a list"),
         ({"baseline": "KD"}, "baseline: 'KD' is no arm"),
         ({"claims": {"resnet8": {"X": 1.0}}}, "claims: 'X' is no arm"),
         ({"claims": {"resnet9": {}}}, "claims: 'resnet9' is no student"),
-        ({"typo": 1}, "typo: no such key, expected name, students"),
+        ({"typo": 1}, "typo: no such key, expected name, note, students"),
         ({"name": ".."}, "name: '..' is not allowed, expected 1 to 200 letters and digits"),
         ({"students": {"resnet8": 3}}, "students: resnet8: 3 is not allowed, expected a path"),
         ({"arms": {1: {"cfg": "dkd.yaml"}}}, "arms: 1 is not allowed, expected a name"),
         ({"arms": {"DKD": {"cfg": "a\0b"}}}, r"arms: DKD: cfg: 'a\\x00b' is not allowed"),
         (
             {"arms": {"DKD": {"cfg": "dkd.yaml", "options": [1]}}},
-            r"arms: DKD: options: \[1\] is not allowed, expected a dict",
+            r"arms: DKD: options: \[1\] is not allowed, expected entries KEY: VALUE",
         ),
         ({"claims": {"resnet8": {"EAT": "x"}}}, "claims: EAT: 'x' is not allowed, expected points"),
         ({"claims": {"resnet8": {"EAT": float("nan")}}}, "claims: EAT: nan is not allowed"),
-        ({"options": {1: 2}}, "DKD: 1: no such key"),
+        (
+            {"students": {"resnet14": str(ROOT / "configs" / "digits")}, "claims": {}},
+            r"\A[^\n]*students: resnet14: is not what runs: DISTILLER.STUDENT is resnet8; [^\n]*\Z",
+        ),
+        ({"options": {1: 2}}, r"1: is no key of .*LOG, NONE, DKD, DKD_EAT, DKD_LP, so that no arm"),
+        ({"options": {"SOLVR.EPOCHS": 2}}, "SOLVR.EPOCHS: is no key of EXPERIMENT, DATASET, "),
+        ({"options": {"KD": {"TEMPERATURE": 2}}}, "KD.TEMPERATURE: is no key of EXPERIMENT, "),
+        (
+            {"arms": TREE["arms"] | {"LP": {"cfg": "dkd_lp.yaml", "options": {"DKD.BETA": 1.0}}}},
+            "LP: DKD.BETA: does nothing with DISTILLER.TYPE DKD_LP; DKD_LP.BETA does",
+        ),
+        ({"options": {"SOLVER.SEED": 3}}, "options: SOLVER.SEED: is the study's own: `seeds` list"),
+        ({"options": {"LOG": {"PREFIX": "x"}}}, "options: LOG.PREFIX: .*: --output names"),
+        ({"options": {"EXPERIMENT.NAME": "x"}}, "options: EXPERIMENT.NAME: is the study's own: a"),
+        (
+            {
+                "arms": TREE["arms"]
+                | {"LP": {"cfg": "kd.yaml", "options": {"EXPERIMENT.PROJECT": "x"}}}
+            },
+            "arms: LP: options: EXPERIMENT.PROJECT: is the study's own: ",
+        ),
         ({"options": {"SOLVER": {"EPOCHS": "x"}}}, "DKD: SOLVER.EPOCHS: 'x' is of the wrong type"),
         ({"options": {"SOLVER.EPOCH": 3}}, "DKD: SOLVER.EPOCH: no such key; did you mean"),
         (
@@ -145,6 +187,83 @@ def test_an_option_without_a_value_is_said_once(study):
         study("A")
 
 
+@pytest.mark.parametrize("key", ["SOLVER.SEED", "EXPERIMENT.NAME", "LOG.PREFIX"])
+def test_what_the_study_sets_is_refused_on_the_command_line_too(study, key):
+    with pytest.raises(ConfigError, match=f"options: {key}: is the study's own: "):
+        study(key, "1")
+
+
+def test_options_of_a_study_hold_for_the_arms_whose_method_has_them(study):
+    built = study("DKD_LP.BETA", "5.0", options={"DKD.T": 2.0, "DKD_EAT.RANGE": 0.3})
+    cfgs = {job.arm: job.cfg for job in built.jobs}
+    assert (cfgs["DKD"].DKD.T, cfgs["LP"].DKD_LP.BETA) == (2.0, 5.0)
+    assert (cfgs["LP"].DKD_LP.T, cfgs["LP"].DKD.T) == (4.0, 4.0)  # its own, and one of no use
+    assert cfgs["EAT"].DKD_EAT.RANGE == 0.2  # the arm's own option
+
+
+def test_what_never_acts_and_arms_that_are_the_same_run_are_said_once(study):
+    options = {"SOLVER.EPOCHS": 6, "SOLVER.LR_DECAY_STAGES": [5, 6]}
+    lines = inert_arms(study(options=options))
+    every = "student alone, DKD, EAT, LP"
+    assert lines[0] == (
+        f"resnet8: {every}: SOLVER.LR_DECAY_STAGES: [6] never act: SOLVER.EPOCHS is 6"
+    )
+    assert lines[-1] == "resnet8: DKD, EAT, LP: are the same run, for nothing that acts differs"
+    assert [line.split(": ")[1] for line in lines[1:-1]] == ["DKD", "EAT", "EAT", "LP", "LP"]
+
+
+def test_the_runner_and_the_report_agree_on_what_is_finished(study):
+    built = study()
+    stub_runs(built)
+    jobs = {(job.arm, job.seed): job for job in built.jobs}
+    shutil.rmtree(jobs["DKD", 5].folder)
+    shutil.copytree(jobs["DKD", 6].folder, jobs["DKD", 5].folder)
+    edit(jobs["DKD", 3], config=plain(jobs["LP", 3].cfg))
+    edit(jobs["DKD", 2], status="interrupted", config=plain(jobs["EAT", 2].cfg))
+    edit(jobs["LP", 0], status="interrupted")
+    before = {file: file.read_bytes() for file in Path("out").rglob("*") if file.is_file()}
+
+    def launcher(groups):
+        raise AssertionError("something runs")
+
+    wrong = run_jobs(built.jobs, launcher)
+    assert wrong.keys() == {f"resnet8,DKD,seed{seed}" for seed in (2, 3, 5)}
+    way_on = "remove out/stub/runs/{}, or give the study another `name:` or --output"
+    assert wrong["resnet8,DKD,seed5"] == (
+        f"a copy of resnet8,DKD,seed6; {way_on.format('resnet8,DKD,seed5')}"
+    )
+    reason = wrong["resnet8,DKD,seed3"]
+    assert reason.startswith("made with another config: DISTILLER.TYPE 'DKD_LP' -> 'DKD'; ")
+    assert reason.endswith(way_on.format("resnet8,DKD,seed3"))
+    for name in wrong:
+        shutil.rmtree(built.folder / "runs" / name)
+    left = []
+    run_jobs(built.jobs, lambda groups: left.extend(groups) or iter(()))
+    records, _ = collect(built)
+    assert {job.name for (job,) in left} == {job.name for job in built.jobs} - records.keys()
+    assert {f: f.read_bytes() for f in before if f.exists()} == {
+        file: content for file, content in before.items() if file.parent.name not in wrong
+    }
+
+
+def test_a_finished_study_is_not_another_ones(study, tool):
+    """Its runs have three epochs; four are asked for."""
+    stub_runs(study(seeds=[0]))
+    words = ["run", "stub.yaml", "--output", "out", "--device", "cpu"]
+    status, output, error = tool("compare", *words)
+    assert status == 0 and "4 runs: 4 finished already, 0 to go" in output
+    assert output.count("warning: resnet8: DKD, EAT, LP: are the same run") == 1
+    status, output, error = tool("compare", *words, "SOLVER.EPOCHS", "4")
+    assert status == 1 and "finished" not in output
+    lines = error.splitlines()
+    assert len(lines) == 4
+    assert lines[0] == (
+        "compare.py: error: resnet8,student_alone,seed0: made with another config: "
+        "SOLVER.EPOCHS 3 -> 4; remove out/stub/runs/resnet8,student_alone,seed0, or give the "
+        "study another `name:` or --output"
+    )
+
+
 def test_planted_effects_come_out(study):
     built = study()
     stub_runs(built)
@@ -162,8 +281,6 @@ def test_planted_effects_come_out(study):
     assert eat.verdict.startswith("no difference to DKD shown")
     assert eat.verdict.endswith("the interval excludes the claimed +0.55")
     assert lp.verdict.startswith("better than DKD") and lp.corrected_p == 2 * 2 / 2**8
-    needed = findings.seeds_to_see["resnet8"]
-    assert needed["0.15"] >= needed["0.3"] >= needed["0.5"] >= 2
 
 
 def test_too_few_pairs_are_said_to_be_too_few(study):
@@ -232,7 +349,7 @@ def test_different_conditions_are_not_mixed(study):
     stub_runs(built)
     job = built.jobs[-1]
     record = json.loads((job.folder / "record.json").read_text())
-    edit(job, environment={**record["environment"], "torch": "3"})
+    edit(job, environments=[{**SESSION, "torch": "3"}])
     records, _ = collect(built)
     message = (
         r'resnet8: torch differs between runs: "2" in 31 runs, .* "3" in 1 runs, as resnet8,LP'
@@ -253,26 +370,6 @@ def test_arms_trained_unequally_are_not_mixed(study):
         check_conditions(built, collect(built)[0], [])
 
 
-def test_the_report_and_its_files(study):
-    built = study()
-    stub_runs(built)
-    text, folder = write_report(built)
-    assert "| LP" in text and "better than DKD (corrected p = 0.0156)" in text
-    page = (folder / "report.html").read_text()
-    assert page.count("data:image/svg+xml") == 4 and "http" not in page.replace("http-equiv", "")
-    content = json.loads((folder / "report.json").read_text())
-    assert len(content["arms"]) == 4 and content["claims"][1]["claimed"] == 0.64
-    assert len((folder / "runs.csv").read_text().splitlines()) == 33
-    assert r"\begin{tabular}" in (folder / "report.tex").read_text()
-    names = {file.name for file in folder.iterdir()}
-    assert {"forest.svg", "forest.png", "top1_resnet8.svg", "l2_resnet8.png"} <= names
-
-
-def test_a_report_of_nothing(study):
-    with pytest.raises(RunError, match="no finished run yet"):
-        write_report(study())
-
-
 def test_a_study_runs_goes_on_and_survives_a_failure(study, workdir, capsys):
     """With processes of its own; what is finished is not run again."""
     arms = {
@@ -291,43 +388,19 @@ def test_a_study_runs_goes_on_and_survives_a_failure(study, workdir, capsys):
     assert len(weights) == 4
     run_jobs(built.jobs, partial(processes, device=CPU, count=1), together=3)
     assert times == [(job.folder / "record.json").stat().st_mtime_ns for job in done]
-    assert "6 runs: 4 finished already, 2 to go" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "6 runs: 4 finished already, 2 to go" in output
+    assert "resnet8,DKD,seed1: finished after epoch 1" in output
+    assert "resnet8,broken,seed0: failed after epoch 0" in output
+    listed = progress(built)
+    assert "resnet8, DKD: DKD, 2 of 2 runs finished, 2 of 2 epochs\n" in listed
+    assert "2 epochs left: 0.0 hours of one process at the pace so far" in listed
     records, left_out = collect(built)
     assert len(records) == 4 and len(left_out) == 2
 
 
-def test_a_packed_study_goes_on_elsewhere(study, workdir, tool):
-    teacher = ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
-    words = [*teacher, "SOLVER.EPOCHS", "2"]
-    arms = {"DKD": {"cfg": "dkd.yaml"}, "student alone": {"cfg": "vanilla.yaml"}}
-    built = study(*words, arms=arms, seeds=[0], claims={})
-    train(built.jobs[0].cfg, built.jobs[0].name, CPU)
-    with signal_at(2, 3):
-        train(built.jobs[1].cfg, built.jobs[1].name, CPU)
-    before = (built.jobs[0].folder / "record.json").read_bytes()
-    assert tool("pack", "pack", "out/stub", "p.tar.xz", "--unfinished")[0] == 0
-    shutil.move("out", "there")
-    assert tool("pack", "unpack", "p.tar.xz", "out/stub")[0] == 0
-    assert {file.name for file in built.jobs[0].folder.iterdir()} == {"record.json"}
-    assert run_jobs(built.jobs, partial(processes, device=CPU, count=1)) == {}
-    assert (built.jobs[0].folder / "record.json").read_bytes() == before
-    log = (built.jobs[1].folder / "log.txt").read_text()
-    assert "going on after epoch 1 and step 3 of 9 of the next" in log
-    status, _, error = tool("pack", "pack", ".", "p.tar.xz")
-    assert status == 1 and ".: no records of a study in runs/" in error
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no Chromium")
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_opens_in_a_browser_without_a_console_error(study, workdir, width):
-    built = study()
-    stub_runs(built)
-    _, folder = write_report(built)
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    flags += ["--no-first-run", "--disable-component-update", "--disable-sync", "--disable-quic"]
-    flags += ["--enable-logging=stderr", f"--user-data-dir={workdir / 'browser'}"]
-    flags += [f"--window-size={width},900", f"--screenshot={workdir / 'page.png'}"]
-    page = (folder / "report.html").resolve().as_uri()
-    result = subprocess.run(["chromium", *flags, page], capture_output=True, text=True, timeout=120)
-    assert (workdir / "page.png").stat().st_size > 10_000, result.stderr[-500:]
-    assert "CONSOLE" not in result.stderr
+def test_a_folder_that_cannot_be_made_is_one_line_before_anything_runs(study, workdir):
+    built = study(seeds=[0])
+    Path("out").write_text("a file")
+    with pytest.raises(RunError, match=r"out/stub/runs/resnet8,student_alone,seed0: cannot be"):
+        run_jobs(built.jobs, lambda groups: pytest.fail("it ran"))

@@ -2,7 +2,6 @@
 
 import copy
 import multiprocessing
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -257,7 +256,7 @@ def test_a_run_with_the_table_is_the_run_without(digits_cfg, workdir, monkeypatc
     hits = [records[name]["epochs"][0]["teacher_table_hits"] for name in ("cold", "warm")]
     assert hits[0] < 100 == hits[1]
     assert records["warm"]["teacher_table"]["misses"] == 0
-    assert Path(records["warm"]["teacher_table"]["folder"]).is_dir()
+    assert (workdir / "cache" / records["warm"]["teacher_table"]["fingerprint"]).is_dir()
 
 
 def test_losses_on_real_images_are_those_of_the_live_teacher(shared, tmp_path):
@@ -295,3 +294,13 @@ def test_folding_leaves_the_network_alone():
         ):
             torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_where_no_table_can_be_auto_goes_on_without(digits_cfg, workdir, monkeypatch, capsys):
+    (workdir / "cache").write_text("a file")
+    monkeypatch.setenv("MDISTILLER_EXT_CACHE", str(workdir / "cache"))
+    record, _ = train(digits_cfg("dkd", "SOLVER.EPOCHS", "1"), "auto", CPU)
+    assert record["status"] == "finished" and record["teacher_table"] is None
+    assert "cache/" in capsys.readouterr().out
+    with pytest.raises(RunError, match=r"name another folder with DISTILLER\.TEACHER_TABLE_ROOT"):
+        train(digits_cfg("dkd", "DISTILLER.TEACHER_TABLE", "on"), "on", CPU)

@@ -69,3 +69,47 @@ def test_dat_without_range_is_the_temperature_itself(fraction):
 def test_dat_passes_no_gradient():
     divergence = torch.rand(10, requires_grad=True)
     assert not sample_temperature(divergence, 4.0, 0.05, 0.1).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"epoch": 0}, "epoch is 0, expected at least 1"),
+        ({"step_epochs": 0}, "step_epochs is 0, expected at least 1"),
+        ({"epochs": 0}, "epochs is 0, expected at least 1"),
+        ({"epoch": 0, "epochs": 10}, "epoch is 0"),  # in the one stage of a short run too
+        ({"temperature": 0.0}, "temperature is 0.0, expected a positive number"),
+        ({"temperature": -4.0}, "temperature is -4.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"spread": 1.0}, "spread is 1.0, expected above -1 and below 1"),
+        ({"spread": -1.5}, "spread is -1.5"),
+    ],
+)
+def test_eat_refuses_what_is_outside_its_range(changes, fault):
+    given = {"epoch": 1, "temperature": 4.0, "spread": 0.4, "step_epochs": 10, "epochs": 80}
+    with pytest.raises(ValueError, match=fault):
+        epoch_temperature(**given | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"temperature": -4.0}, "temperature is -4.0, expected a positive number"),
+        ({"temperature": torch.ones(10, 1)}, r"temperature has shape \(10, 1\), expected \(\)$"),
+        ({"spread": 1.5}, "spread is 1.5, expected above -1 and below 1"),
+        ({"fraction": 2.0}, "fraction is 2.0, expected 0 to 0.5"),
+        ({"fraction": -0.1}, "fraction is -0.1"),
+        ({"divergence": torch.rand(10, 1)}, r"divergence has shape \(10, 1\), expected \(B,\)"),
+    ],
+)
+def test_dat_refuses_what_is_outside_its_range(changes, fault):
+    given = {"divergence": torch.rand(10), "temperature": 4.0, "spread": 0.05, "fraction": 0.1}
+    with pytest.raises(ValueError, match=fault):
+        sample_temperature(**given | changes)
+
+
+def test_a_tensors_values_are_not_looked_at():
+    """That would wait for its device; meta tensors have none."""
+    divergence, temperature = torch.empty(10, device="meta"), torch.empty((), device="meta")
+    assert sample_temperature(divergence, temperature, 0.05, 0.1).shape == (10,)

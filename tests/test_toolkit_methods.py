@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import CPU, ROOT, batches, networks, signal_at, theirs
+from conftest import CPU, ROOT, batches, networks, signal_at, theirs, untrained_teacher
 from fuzz_losses import Answer
 
 from mdistiller_ext import distiller_dict
@@ -181,12 +181,12 @@ def test_source_says_whose_method_runs(toolkit, digits_cfg, name):
     assert losses[0] == losses[1] == pytest.approx(losses[2], rel=1e-5)
 
 
-CRD = ["DISTILLER.TYPE", "CRD", "CRD.FEAT.STUDENT_DIM", "64", "CRD.FEAT.TEACHER_DIM", "64"]
-
-
-def test_crd_resumes_to_the_same_weights(toolkit, digits_cfg):
+def test_crd_resumes_to_the_same_weights(toolkit, workdir):
     """Its memory, embeddings and contrastive samples go on where they stopped."""
-    cfg = digits_cfg("kd", *CRD, "CRD.NCE.K", "64")
+    teacher = ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
+    teacher += ["DISTILLER.TEACHER", "resnet20", "DATASET.TYPE", "digits"]
+    file = ROOT / "configs/cifar100/toolkit/crd.yaml"
+    cfg = load_cfg(file, [*teacher, "SOLVER.EPOCHS", "3", "CRD.NCE.K", "64"])
     _, whole = train(cfg, "whole", CPU)
     with signal_at(2, 4):
         train(cfg, "parts", CPU)
@@ -200,6 +200,10 @@ def test_crd_resumes_to_the_same_weights(toolkit, digits_cfg):
     ("options", "fault"),
     [
         (["DISTILLER.TYPE", "AT2"], "'AT2' is not allowed, expected one of NONE, KD, .* or a m"),
+        (
+            ["DISTILLER.TYPE", "AT2", "DISTILLER.SOURCE", "mdistiller"],
+            "'AT2' is not allowed, expected a method of mdistiller \\(",
+        ),
         (["DISTILLER.TYPE", "AT", "DISTILLER.SOURCE", "ext"], "'AT' is not allowed, expected one"),
         (["DISTILLER.TYPE", "AT", "AT.P2", "3"], r"AT\.P2: no such key; did you mean AT\.P\?"),
         (["DISTILLER.TYPE", "CRD", "CRD.MODE", "no"], "CRD.MODE: 'no' is not allowed, expected"),

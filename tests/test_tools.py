@@ -1,9 +1,15 @@
 """The commands as a user runs them: their output, one line an error, and the exit status."""
 
+import argparse
 import json
+import os
+import re
+import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +23,7 @@ def test_train_then_eval(tool, workdir):
     command += ["SOLVER.EPOCHS", "2", "--device", "cpu"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "EPOCHS: 2" in output and "epoch   2/2  loss" in output
-    assert "selected on the test set" in output
+    assert "selected on the test set" in output and "% mean of the last 2, " in output
     record = Path(output.rsplit("record: ", 1)[1].strip())
     assert record == Path("output/digits/vanilla,digits,EPOCHS=2,seed0/record.json")
     expected = json.loads(record.read_text())["last_epoch_top1"]
@@ -79,7 +85,10 @@ ERRORS = [
     (1, "eval", ["-m", "resnet8", "-d", "digits"], ["no weights", "Tried: checkpoints/digits"]),
     (2, "eval", ["-m", "resnet8", "-bs", "0"], ["--batch-size: 0 is not allowed"]),
     (2, "eval", ["-m", "resnet8", "-bs", "9" * 30], ["--batch-size: 9", "below 1e+06"]),
-    (2, "teacher_table", ["--cfg", DIGITS, "DKD.T", "0.0"], ["DKD.T: 0.0 is not allowed"]),
+    (2, "teacher_table", [*TEACHER[:2], "DKD.T", "0.0"], ["DKD.T: 0.0 is not allowed"]),
+    (2, "train", ["--cfg", DIGITS, "DKD.T", "2.0"], ["DKD.T: does nothing with DISTILLER.TYPE NO"]),
+    (2, "train", ["--cfg", ""], ["argument --cfg: '': No such file"]),
+    (2, "train", ["--cfg", "/dev/null"], ["--cfg /dev/null: sets nothing, expected sections"]),
     (2, "mdistiller_train", ["--cfg", DIGITS], ["MDISTILLER_ROOT: nowhere holds no"]),
     (2, "eval", ["-m", "vgg7"], ["--model: 'vgg7' is not allowed, expected one of resnet8, "]),
     (2, "eval", ["-m", "resnet8", "-d", "mnist"], ["--dataset: 'mnist' is not allowed"]),
@@ -105,14 +114,6 @@ def test_errors_are_one_line_and_lose_nothing(
 def test_debug_shows_the_traceback(tool):
     status, _, stderr = tool("train", "--cfg", DIGITS, "SOLVER.EPOCH", "2", "--debug")
     assert status == 2 and "Traceback" in stderr
-
-
-def test_a_second_run_in_one_folder_is_refused(tool):
-    words = ["--cfg", DIGITS, "SOLVER.EPOCHS", "1"]
-    assert tool("train", *words)[0] == 0
-    status, _, stderr = tool("train", *words)
-    assert status == 2 and "holds a run already" in stderr
-    assert tool("train", *words, "--resume")[0] == 0
 
 
 def test_an_interrupted_run_says_how_to_go_on(tool, workdir, monkeypatch):
@@ -145,7 +146,7 @@ def test_a_folder_that_cannot_be_made(tool, workdir):
 
 
 def test_an_unexpected_error_is_one_line_too(tool, monkeypatch):
-    monkeypatch.setattr("mdistiller_ext.engine.run.get_dataset", lambda cfg: 1 / 0)
+    monkeypatch.setattr("mdistiller_ext.engine.shared.get_dataset", lambda cfg: 1 / 0)
     status, _, stderr = tool("train", "--cfg", DIGITS)
     expected = "error: unexpected ZeroDivisionError: division by zero (--debug shows where)"
     assert status == 1 and expected in stderr and "Traceback" not in stderr
@@ -201,6 +202,27 @@ def test_help_of_bench(tool):
     assert "python tools/bench.py" in text and "--debug" in text
 
 
+def test_the_rung_of_many_runs_is_called_their_sum(workdir, capsys):
+    """Each step of each run counts, so the rate is no run's own."""
+    tool = runpy.run_path(str(ROOT / "tools" / "bench.py"))
+    cls = tool["Bench"]
+    bench = cls.__new__(cls)
+    run = iter(int, 1)  # without end
+    bench.run = lambda cfg, amp: (None, run)
+    assert bench.exact(2)(10) == 10 and bench.exact(4)(10) == 12
+    first = SimpleNamespace(name="first", rate=lambda steps: 10.0, end=lambda: None)
+    fake = SimpleNamespace(first=lambda: ("first", first), engine=lambda table: 10.0)
+    fake.exact, fake.rate, fake.floor = lambda runs, amp="": 10.0 * runs, float, lambda: 100.0
+    tool["main"].__globals__["Bench"] = lambda *_: fake
+    args = dict.fromkeys(("batch", "steps", "rounds", "runs"), 2)
+    args |= dict.fromkeys(("grow", "json"), None) | {"device": "cpu"}
+    tool["main"](argparse.Namespace(**args, teacher="t", student="s", method="m"))
+    output = capsys.readouterr().out
+    assert re.search(r"\(g\) 2 runs at once, their sum +20 images/s +2\.00 x", output)
+    row = re.compile(r"\(g\) 2 runs at once, their sum \|")
+    assert row.search((ROOT / "docs" / "performance.md").read_text())
+
+
 def test_training_imports_nothing_that_only_others_need():
     """Each of these takes as long as torch, or half as long."""
     code = "import sys, mdistiller_ext.engine; print(*sys.modules)"
@@ -208,3 +230,12 @@ def test_training_imports_nothing_that_only_others_need():
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     heavy = {"torch._dynamo", "torchvision", "torchmetrics", "sklearn", "scipy", "pandas"}
     assert "torch" in found and not heavy & set(found)
+
+
+def test_closed_and_narrow_streams_cost_no_run(workdir):
+    words = [sys.executable, str(ROOT / "tools" / "train.py"), "--cfg", DIGITS, "--device", "cpu"]
+    words += ["SOLVER.EPOCHS", "1", "EXPERIMENT.TAG", "\ud55c\uae00"]
+    command = f"{shlex.join(words)} 2>&-"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0 and "\\ud55c" in result.stdout

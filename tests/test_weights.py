@@ -134,8 +134,11 @@ def test_a_real_teacher_where_another_is_asked(shared, workdir, dataset, asked):
     [
         (b"no checkpoint at all", "not a readable checkpoint"),
         (b"", "not a readable checkpoint"),
-        ([1], "expected {.model.: state_dict}"),
-        ({"model": {"fc": 1}}, "expected {.model.: state_dict}"),
+        ([1], "expected a state dict, found a list"),
+        ({"model": {"fc": 1}}, "expected a state dict, or .* found a dict of 'model'"),
+        ({"epoch": 3, "net": {}}, "expected a state dict, or .* found a dict of 'epoch', 'net'"),
+        ({"student.fc.bias": torch.ones(1)}, "the state of a run; its network is student_last"),
+        (torch.nn.Linear(1, 1), "it holds a torch.nn.modules.linear.Linear, and only tensors and"),
     ],
 )
 def test_files_that_are_refused(workdir, content, message):
@@ -144,5 +147,23 @@ def test_files_that_are_refused(workdir, content, message):
         file.write_bytes(content)
     else:
         torch.save(content, file)
-    with pytest.raises(RunError, match=f"w.pth: .*{message}"):
+    with pytest.raises(RunError, match=f"w.pth: .*{message}") as error:
         load_weights(file)
+    # No advice to run what the file holds.
+    assert "weights_only" not in str(error.value) and "\x1b" not in str(error.value)
+
+
+def test_a_state_dict_is_found_however_it_was_saved(workdir):
+    state = cifar_model_dict["resnet8"][0](num_classes=10).state_dict()
+    parallel = {f"module.{key}": value for key, value in state.items()}
+    for content in (state, {"model": state}, {"state_dict": state, "epoch": 3}, parallel):
+        torch.save(content, "w.pth")
+        found = load_weights(Path("w.pth")).state
+        assert found.keys() == state.keys()
+        assert all(map(torch.equal, found.values(), state.values()))
+
+
+def test_a_file_of_safetensors_is_named(workdir):
+    Path("w.safetensors").write_bytes(b"\x08" + bytes(7) + b"{}      ")
+    with pytest.raises(RunError, match="it is one of safetensors"):
+        load_weights(Path("w.safetensors"))

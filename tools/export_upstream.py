@@ -1,49 +1,6 @@
-"""Write DKD_EAT, DKD_DAT and DKD_LP into a checkout of mdistiller, as its own methods.
+"""`mdistiller-ext export-upstream` from a checkout."""
 
-    python tools/export_upstream.py CHECKOUT [--check]
-
-A checkout that does not look as expected is refused before anything is written.
-"""
-
-import argparse
-import difflib
-import sys
-from pathlib import Path
-
-from mdistiller_ext.command import run_tool
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "cifar100"
-
-
-def main(args: argparse.Namespace) -> None:
-    from mdistiller_ext.files import write_atomically
-    from mdistiller_ext.toolkit.export import plan
-
-    changes = plan(args.checkout, CONFIGS)
-    for file, text in changes.items():
-        name = file.relative_to(args.checkout).as_posix()
-        if not args.check:
-            file.parent.mkdir(exist_ok=True)
-            write_atomically(file, lambda sink, text=text: sink.write(text.encode()))
-            print(f"wrote {name}")
-        elif file.exists():
-            before = file.read_text(encoding="utf-8").splitlines(keepends=True)
-            after = text.splitlines(keepends=True)
-            sys.stdout.writelines(difflib.unified_diff(before, after, f"a/{name}", f"b/{name}"))
-        else:
-            print(f"would write {name}: {len(text.splitlines())} lines")
-    if not changes:
-        print("nothing to change")
-    if args.check and changes:
-        sys.exit(1)
-
+from mdistiller_ext.command import run
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("checkout", type=Path, help="the folder with mdistiller/ and configs/")
-    parser.add_argument(
-        "--check", action="store_true", help="only say what would change; exit 1 if anything would"
-    )
-    run_tool(main, parser)
+    run("export_upstream", "python tools/export_upstream.py")

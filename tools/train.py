@@ -1,43 +1,6 @@
-"""Train a student, or a teacher, as a config file says.
+"""`mdistiller-ext train` from a checkout."""
 
-python tools/train.py --cfg configs/cifar100/dkd_lp.yaml [--resume] [KEY VALUE ...]
-torchrun --nproc_per_node 2 tools/train.py --cfg ...
-"""
-
-import argparse
-from contextlib import nullcontext, redirect_stdout
-from io import StringIO
-
-from mdistiller_ext.command import existing, run_tool
-
-
-def main(args: argparse.Namespace) -> None:
-    from mdistiller_ext.config import load_cfg, shown
-    from mdistiller_ext.engine import World, default_name, pick_device, train
-
-    cfg = load_cfg(args.cfg, args.opts)
-    device = pick_device(args.device)
-    world = World.join()
-    # One process speaks for all.
-    with nullcontext() if world.first else redirect_stdout(StringIO()):
-        print(f"{shown(cfg).dump()}device: {device}, processes: {world.size}", flush=True)
-        name = default_name(cfg, args.opts)
-        record, folder = train(cfg, name, device, resume=args.resume, world=world)
-    if world.first:
-        print(
-            f"top-1 on the test set: {record['last_epoch_top1']:.2f} % at the last epoch, "
-            f"{record['mean_last_10_top1']:.2f} % mean of the last 10, "
-            f"{record['best_epoch_top1_selected_on_test']:.2f} % at epoch {record['best_epoch']}, "
-            f"the best one (selected on the test set)\nrecord: {folder / 'record.json'}"
-        )
-
+from mdistiller_ext.command import run
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--cfg", required=True, type=existing, metavar="FILE", help="YAML file")
-    parser.add_argument("--resume", action="store_true", help="go on where the same run stopped")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's")
-    run_tool(main, parser)
+    run("train", "python tools/train.py")

@@ -17,6 +17,7 @@ ARCHIVE_MD5 = "03b5dce01913d631647c71ecec9e9cb8"
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 RECORD = 2 + 3 * 32 * 32  # coarse label, fine label, red, green and blue planes
 
+FOLDERS = ("cifar-100-binary", "cifar-100-python")
 # md5 of (train, test) in each form. The Python form is a pickle: nothing but the official files
 # is ever loaded.
 BINARY = {
@@ -32,6 +33,8 @@ def load(root: Path) -> tuple[ImageSet, ImageSet]:
     Raises:
         RunError: a file is damaged, or the download failed.
     """
+    if root.name in FOLDERS and root.is_dir() and not any((root / n).is_dir() for n in FOLDERS):
+        root = root.parent  # it names the data itself
     if (root / "cifar-100-binary").is_dir():
         splits = [read_binary(root / "cifar-100-binary" / name) for name in BINARY]
     elif (root / "cifar-100-python").is_dir():

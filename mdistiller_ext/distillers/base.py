@@ -16,6 +16,8 @@ class Distiller(nn.Module):
     Built as `cls(student, teacher, cfg)`. In training mode a call returns
     `(student_logits, losses)`, where the trainer sums *all* values of `losses`; in evaluation
     mode it returns the student's logits. The teacher gets no gradient and stays in eval mode.
+    Beside `image`, `target`, `index` and `epoch` a call gets `drawn`: uniform random numbers in
+    [0, 1) for each image, (B, draws), the same for a seed and an epoch wherever it is trained.
 
     Attributes:
         TYPE: the method's name, in the registry and in the config.
@@ -57,6 +59,10 @@ class Distiller(nn.Module):
         """What a step takes its settings from: `settings` where they are, else `schedule`."""
         return self.settings or self.schedule(epoch)
 
+    def draws(self, classes: int) -> int:
+        """How many random numbers a step needs for each image; it finds them in `drawn`."""
+        return 0
+
     def global_batch(self, values: Tensor) -> tuple[Tensor, slice]:
         """A value (B,) of each sample of the whole batch, and where this process's samples are.
 
@@ -65,8 +71,11 @@ class Distiller(nn.Module):
         return values, slice(None)
 
     def logits(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(student's, teacher's) of images (B, 3, H, W), each (B, C), in float32 or better."""
-        with torch.no_grad():
+        """(student's, teacher's) of images (B, 3, H, W), each (B, C), in float32 or better.
+
+        The teacher computes in float32 whatever the student does, as its table has it.
+        """
+        with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
             logits_teacher, _ = self.teacher(image)
         logits_student, _ = self.student(image)
         return at_least_float32(logits_student), at_least_float32(logits_teacher)

@@ -21,9 +21,10 @@ class DKD(Distiller):
 
     Attributes:
         epoch_temperature: epoch -> temperature; constant in DKD.
-        sample_temperature: (divergence (B,), temperature) -> temperatures (B,), or None.
+        sample_temperature: (what ranks the batch (B,), temperature) -> temperatures (B,), or None.
+        sample_order: (divergence (B,), drawn) -> what ranks the samples of the batch, (B,).
         epoch_ratio: epoch -> share of the classes that is pruned, or None.
-        pruning_order: the teacher's logits (B, C) -> what ranks the classes, the lowest pruned.
+        pruning_order: (the teacher's logits (B, C), drawn) -> what ranks the classes, (B, C).
     """
 
     TYPE = "DKD"
@@ -34,7 +35,8 @@ class DKD(Distiller):
         self.epoch_temperature: Callable[[int], float] = lambda epoch: self.method.T
         self.sample_temperature: Callable[[Tensor, float | Tensor], Tensor] | None = None
         self.epoch_ratio: Callable[[int], float] | None = None
-        self.pruning_order: Callable[[Tensor], Tensor] = lambda logits: logits
+        self.sample_order: Callable[[Tensor, Tensor | None], Tensor] = lambda kl, drawn: kl
+        self.pruning_order: Callable[[Tensor, Tensor | None], Tensor] = lambda z, drawn: z
 
     def schedule(self, epoch: int) -> dict[str, float]:
         settings = {
@@ -45,20 +47,28 @@ class DKD(Distiller):
             settings["pruned_ratio"] = self.epoch_ratio(epoch)
         return settings
 
-    def forward_train(self, *, image: Tensor, target: Tensor, epoch: int, **kwargs: Any):
+    def forward_train(
+        self,
+        *,
+        image: Tensor,
+        target: Tensor,
+        epoch: int,
+        drawn: Tensor | None = None,
+        **kwargs: Any,
+    ):
         logits_student, logits_teacher = self.logits(image)
         now = self.scheduled(epoch)
         pruned = None
         if "pruned_ratio" in now:
             count = pruned_count(now["pruned_ratio"], logits_teacher.shape[1])
-            pruned = pruning_mask(self.pruning_order(logits_teacher), target, count)
+            pruned = pruning_mask(self.pruning_order(logits_teacher, drawn), target, count)
         temperature: float | Tensor = now["temperature"]
         if self.sample_temperature:
             with torch.no_grad():
                 divergence = kl_divergence(
                     logits_student, logits_teacher, now["temperature"], pruned
                 )
-            whole, own = self.global_batch(divergence)
+            whole, own = self.global_batch(self.sample_order(divergence, drawn))
             temperature = self.sample_temperature(whole, now["temperature"])[own]
             raised, lowered = temperature > now["temperature"], temperature < now["temperature"]
             self.monitor = {
@@ -82,3 +92,8 @@ class DKD(Distiller):
             "loss_ce": self.method.CE_WEIGHT * F.cross_entropy(logits_student, target),
             "loss_kd": (now["warmup"] * loss_dkd).mean(),
         }
+
+
+def uniform(like: Tensor, drawn: Tensor | None) -> Tensor:
+    """The numbers drawn for a step, as of `like`'s shape; the toolkit's own trainer draws none."""
+    return torch.rand_like(like) if drawn is None else drawn.view_as(like)

@@ -2,12 +2,11 @@
 
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ..temperature import sample_temperature
-from .dkd import DKD
+from .dkd import DKD, uniform
 
 
 class DKD_DAT(DKD):
@@ -22,11 +21,12 @@ class DKD_DAT(DKD):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher, cfg)
-        self.sample_temperature = spread = dat(self.method)
+        self.sample_temperature = dat(self.method)
         if self.method.GROUPS == "random":
-            self.sample_temperature = lambda kl, temperature: spread(
-                torch.rand_like(kl), temperature
-            )
+            self.sample_order = uniform
+
+    def draws(self, classes: int) -> int:
+        return 1 if self.method.GROUPS == "random" else 0
 
 
 def dat(node: CfgNode) -> partial[Tensor]:

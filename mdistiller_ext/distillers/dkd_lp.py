@@ -2,12 +2,11 @@
 
 from functools import partial
 
-import torch
 from torch import nn
 from yacs.config import CfgNode
 
 from ..pruning import epoch_ratio
-from .dkd import DKD
+from .dkd import DKD, uniform
 
 
 class DKD_LP(DKD):
@@ -26,7 +25,10 @@ class DKD_LP(DKD):
         super().__init__(student, teacher, cfg)
         self.epoch_ratio = lp(self.method)
         if self.method.CLASSES == "random":
-            self.pruning_order = torch.rand_like
+            self.pruning_order = uniform
+
+    def draws(self, classes: int) -> int:
+        return classes if self.method.CLASSES == "random" else 0
 
 
 def lp(node: CfgNode) -> partial[float]:

@@ -2,7 +2,7 @@
 
 from .build import pick_device
 from .evaluation import fidelity, performance, predict
-from .folder import default_name
+from .folder import default_name, resumed_name
 from .replicas import World
 from .stop import StopSignals
 from .training import teacher_weights, train, train_many

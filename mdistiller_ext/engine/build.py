@@ -17,21 +17,24 @@ from ..data import ImageSet
 from ..distillers import Distiller, distiller_dict
 from ..errors import ConfigError
 from ..models import cifar_model_dict
-from ..teacher import TeacherTable, Weights, default_root, features_taken, load_into
+from ..teacher import TeacherTable, Unwritable, Weights, default_root, features_taken, load_into
 from ..toolkit.methods import build_toolkit_distiller
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The named device; None takes a GPU where there is one, each process of torchrun its own.
+    """The named device; None takes a GPU where there is one. Of "cuda" each process of torchrun
+    has its own, and what names no device means that one from now on.
 
     Raises:
         ConfigError: there is no such device here.
     """
     try:
-        gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        device = torch.device(name or (gpu if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.zeros(1, device=device).item()  # which "meta" has not
-        torch.backends.cudnn.allow_tf32 = False  # float32 means float32, as on a CPU
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         if device.type == "cpu":
             _keep_freed_memory()
     except (RuntimeError, AssertionError) as error:
@@ -95,13 +98,19 @@ class CompiledStudent:
 
 
 def build_table(cfg: CfgNode, distiller: Distiller, data: ImageSet) -> TeacherTable | None:
-    """The teacher table of a method that takes only logits; None where there is no room for it.
+    """The teacher table of a method that takes only logits; None where there is no place for it.
 
     Raises:
         RunError: the table's files are damaged.
     """
     root = Path(cfg.DISTILLER.TEACHER_TABLE_ROOT or default_root())
-    table = TeacherTable(root, distiller.teacher, data, cfg.DISTILLER.TEACHER_TABLE_DTYPE)
+    try:
+        table = TeacherTable(root, distiller.teacher, data, cfg.DISTILLER.TEACHER_TABLE_DTYPE)
+    except Unwritable as error:
+        if cfg.DISTILLER.TEACHER_TABLE == "on":
+            raise
+        print(f"{error}: it is not used")
+        return None
     filled, free = table.filled, shutil.disk_usage(table.folder).free
     text = f"{filled:,} of {table.rows:,} views, {table.nbytes / 1e6:,.1f} MB when full"
     if cfg.DISTILLER.TEACHER_TABLE == "auto" and free < (1 - filled / table.rows) * table.nbytes:

@@ -3,8 +3,8 @@
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,11 @@ from yacs.config import CfgNode
 from ..errors import ConfigError
 from ..files import writing
 from .loop import Meter
+
+
+def watched() -> bool:
+    """Whether somebody sees a progress bar. A stream that is closed is None."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 class Events:
@@ -84,21 +89,25 @@ class Progress:
         self.start = self.read_at = time.perf_counter()
         self.bar: tqdm | None = None
 
-    def filling(self, total: int) -> tqdm:
-        """A bar for the teacher's answers of an epoch."""
-        return tqdm(
+    @contextmanager
+    def filling(self, total: int) -> Iterator[tqdm]:
+        """A bar for the teacher's answers of an epoch; its time is no part of the run's pace."""
+        start = time.perf_counter()
+        with tqdm(
             total=total,
             desc="teacher",
-            disable=not (self.show and sys.stderr.isatty()),
+            disable=not (self.show and watched()),
             leave=False,
-        )
+        ) as bar:
+            yield bar
+        self.start += time.perf_counter() - start
 
     def open(self, epoch: int) -> None:
         self.epoch_start = time.perf_counter()
         self.bar = tqdm(
             total=self.steps,
             desc=f"epoch {epoch}/{self.epochs}",
-            disable=not (self.show and sys.stderr.isatty()),
+            disable=not (self.show and watched()),
             leave=False,
             dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}% |{bar}| {remaining} left{postfix}",

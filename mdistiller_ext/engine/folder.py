@@ -1,9 +1,11 @@
 """The folder of a run: its name, its lock, and what it holds from before."""
 
+import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,16 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
-from ..config import as_pairs, leaves, shown
+from ..config import as_pairs, get_cfg, leaves, shown, source
 from ..distillers import Distiller
 from ..errors import ConfigError, RunError
-from ..files import check_finite, load, save
+from ..files import check_finite, load, read, save
 from ..seeding import set_random_state
+from ..teacher import find_weights
+from .environment import CODE
 from .record import history_fault, read_record
 
+Planned = Callable[[int], dict[str, float]]
 LATEST, PREVIOUS = "latest", "latest.previous"
 # What `latest` holds.
 STATE: dict[str, Any] = {
@@ -25,6 +30,7 @@ STATE: dict[str, Any] = {
     "model": dict,
     "optimizer": dict,
     "random": dict,
+    "environments": list,
     "history": list,
     "meter": dict,
     "spent": float,
@@ -43,25 +49,92 @@ PLACES = (
 )
 
 
+# What a config file's tag is about.
+TAGGED = {"DATASET.TYPE", "DISTILLER.TYPE", "DISTILLER.TEACHER", "DISTILLER.STUDENT"}
+_EPOCHS = r",EPOCHS=\d+"
+LONGEST = 200  # bytes of a name, as file systems count
+
+
 def default_name(cfg: CfgNode, options: Sequence[str] = ()) -> str:
-    """EXPERIMENT.NAME, or the tag with the command line's settings and the seed."""
+    """EXPERIMENT.NAME, or the tag with the command line's settings and the seed.
+
+    Where the command line changes the method, a network or the data, but no tag, the file's would
+    lie; what runs takes its place. A file of weights that is named counts by its content.
+
+    Raises:
+        ConfigError: DISTILLER.TEACHER_CKPT does not exist.
+        RunError: it cannot be read.
+    """
     if cfg.EXPERIMENT.NAME:
         return cfg.EXPERIMENT.NAME
-    apart = [
-        f"{k.split('.', 1)[1]}={Path(v).name}"
-        for k, v in as_pairs(options).items()
-        if not _is_place(k) and k != "SOLVER.SEED"
-    ]
-    name = ",".join([cfg.EXPERIMENT.TAG, *apart, f"seed{cfg.SOLVER.SEED}"])
-    # File systems count bytes.
-    return re.sub(r"[^\w.,=+-]+", "_", name).encode()[-200:].decode(errors="ignore")
+    node, values, given = cfg.DISTILLER, dict(leaves(shown(cfg))), as_pairs(options)
+    alone = node.TYPE == "NONE"
+    parts, said = [cfg.EXPERIMENT.TAG], {"SOLVER.SEED"}
+    if given.keys() & TAGGED and "EXPERIMENT.TAG" not in given:
+        theirs = ["mdistiller"] if source(node) == "mdistiller" else []
+        networks = [node.STUDENT] if alone else [node.TEACHER, node.STUDENT]
+        parts = [node.TYPE.lower(), *theirs, *networks, cfg.DATASET.TYPE]
+        said |= TAGGED
+    short = Counter(key.split(".", 1)[1] for key in values)
+    for key, value in values.items():
+        if key in given and key not in said and not _is_place(key):
+            last = key.split(".", 1)[1]
+            parts.append(f"{last if short[last] == 1 else key}={value}")
+    if node.TEACHER_CKPT and not alone:
+        file = find_weights(node.TEACHER, cfg.DATASET.TYPE, node.TEACHER_CKPT)
+        assert file
+        parts.append(f"TEACHER_CKPT={_digest(read(file))}")
+    name = re.sub(r"[^\w.,=+-]+", "_", ",".join([*parts, f"seed{cfg.SOLVER.SEED}"]))
+    content = name.encode()
+    if len(content) <= LONGEST:
+        return name
+    return f"{_digest(content)},{content[9 - LONGEST :].decode(errors='ignore')}"
+
+
+def resumed_name(cfg: CfgNode, options: Sequence[str] = ()) -> str:
+    """`default_name`, or that of the run there is of another number of epochs.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    name, home = default_name(cfg, options), Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT)
+    if (home / name).exists() or not home.is_dir():
+        return name
+    bare = re.sub(_EPOCHS, "", name)
+    others = [file.name for file in home.iterdir() if re.sub(_EPOCHS, "", file.name) == bare]
+    if len(others) > 1:
+        raise ConfigError(
+            f"--resume: {home} has no {name}, but {', '.join(sorted(others))}: name one of them "
+            f"with EXPERIMENT.NAME"
+        )
+    return others[0] if others else name
+
+
+def finished_before(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | None:
+    """The record of this very run if it has come to its end.
+
+    Raises:
+        ConfigError: `resume` is false, and the run was made by other code.
+        RunError: the record is damaged.
+    """
+    record = finished_record(folder)
+    if not record or differences(record["config"], plain(cfg)):
+        return None
+    code = record["environments"][-1].get("code")
+    if not resume and code != CODE:
+        raise ConfigError(
+            f"{folder} holds a finished run of other code (sha256 {str(code)[:12]}, this is "
+            f"{CODE[:12]}): start another with a different EXPERIMENT.NAME"
+        )
+    return record
 
 
 def earlier_state(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | None:
     """What `latest` holds, or None for a run that starts.
 
     Raises:
-        ConfigError: the folder holds a run and `resume` is false, or its config is another.
+        ConfigError: the folder holds a run and `resume` is false, or its config is another in
+            more than that it was to end sooner.
         RunError: `latest` is damaged, or gone.
     """
     latest, record = folder / LATEST, folder / "record.json"
@@ -80,9 +153,28 @@ def earlier_state(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | 
     except RunError as error:
         raise RunError(f"{error}; {_way_out(folder)}") from error
     changed = differences(state["config"], plain(cfg))
-    if changed:
+    longer = state["epoch"] < cfg.SOLVER.EPOCHS and len(changed) == 1
+    if changed and not (longer and changed[0].startswith("SOLVER.EPOCHS ")):
         raise ConfigError(f"{latest}: was trained with another config: {'; '.join(changed)}")
     return state
+
+
+def check_history(history: Sequence[dict[str, float]], expected: Planned, folder: Path) -> None:
+    """Refuse to go on with epochs that a run of this config would have trained otherwise.
+
+    Args:
+        expected: epoch -> the learning rate and what the method schedules.
+
+    Raises:
+        ConfigError: names the first setting that differs.
+    """
+    for epoch in history:
+        for key, value in expected(int(epoch["epoch"])).items():
+            if epoch.get(key) != value:
+                raise ConfigError(
+                    f"{folder}: cannot go on: in a run of so many epochs the {key} of epoch "
+                    f"{epoch['epoch']} is {value:g}, it was {epoch.get(key):g}"
+                )
 
 
 def save_state(state: dict[str, Any], folder: Path) -> None:
@@ -127,8 +219,12 @@ def fitting(folder: Path) -> Iterator[None]:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two configs in plain types, places apart: "KEY before -> now"."""
-    one, other = dict(leaves(before)), dict(leaves(now))
+    """What differs between two configs in plain types, places apart: "KEY before -> now".
+
+    A key that did not exist when the first was made had its default's effect.
+    """
+    other = dict(leaves(now))
+    one = {k: v for k, v in leaves(get_cfg()) if k in other} | dict(leaves(before))
     return [
         f"{key} {one.get(key)!r} -> {other.get(key)!r}"
         for key in {**one, **other}
@@ -181,6 +277,10 @@ def _way_out(folder: Path) -> str:
         return f"there is no state before it: remove {folder} to start anew"
     command = shlex.join(["mv", str(previous), str(latest)])
     return f"{previous} holds the state after epoch {epoch}: {command} and --resume go on from it"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def _is_place(key: str) -> bool:

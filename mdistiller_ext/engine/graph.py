@@ -1,7 +1,7 @@
 """A training step whose inputs all lie on the device, so that a CUDA graph can be one launch."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from ..distillers import Distiller
 from ..teacher import TabledTeacher
 from .loop import Meter, train_step
 
-WARM_UP = 3  # steps on a side stream before a capture, as torch.cuda.graph asks for
+WARM_UP = 2  # steps of each size on a side stream before a capture, as torch.cuda.graph asks for
 
 
 class DeviceSteps:
@@ -25,6 +25,7 @@ class DeviceSteps:
     Args:
         tabled: the teacher with its table, or None: the live teacher is part of the step.
         classes: the number of the table's logits.
+        draws: the random numbers that the method needs for each image.
 
     Raises:
         Exception: whatever a method raises that cannot be captured; nothing was changed then.
@@ -40,6 +41,7 @@ class DeviceSteps:
         autocast: Callable[[], AbstractContextManager],
         tabled: TabledTeacher | None,
         classes: int,
+        draws: int = 0,
     ) -> None:
         self.distiller, self.optimizer, self.data = distiller, optimizer, data
         self.meter, self.autocast, self.tabled = meter, autocast, tabled
@@ -48,6 +50,7 @@ class DeviceSteps:
         self.index = torch.zeros(len(data), dtype=torch.int64, device=device)
         self.view = torch.zeros_like(self.index)
         self.answers = torch.zeros(len(data), classes, device=device)
+        self.drawn = torch.zeros(len(data), draws, device=device) if draws else None
         self.cursor = torch.zeros((), dtype=torch.int64, device=device)
         # In float64, so that the device computes with the very numbers of the host.
         self.lr = torch.zeros((), dtype=torch.float32 if device.type == "cuda" else torch.float64)
@@ -61,16 +64,25 @@ class DeviceSteps:
         distiller.settings = self.settings
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         if device.type == "cuda":
-            self.capture()
+            distiller.train()
+            with torch.cuda.device(device):
+                self.capture(device)
 
     def epoch(
-        self, epoch: int, lr: float, index: Tensor, view: Tensor, answers: Tensor | None
+        self,
+        epoch: int,
+        lr: float,
+        index: Tensor,
+        view: Tensor,
+        answers: Tensor | None,
+        drawn: Tensor | None = None,
     ) -> Iterator[None]:
         """The steps of an epoch that the meter has not seen, one each time it is advanced.
 
         Args:
             index, view: the order and the views of the epoch's last M images, (M,).
             answers: the teacher's logits in that order, (M, C), where there is a table.
+            drawn: the epoch's random numbers by image, (N, draws), where there are some.
         """
         self.distiller.train()
         first = len(self.index) - len(index)
@@ -78,6 +90,8 @@ class DeviceSteps:
         self.view[first:] = view
         if answers is not None:
             self.answers[first:] = answers
+        if self.drawn is not None and drawn is not None:
+            self.drawn.copy_(drawn)
         self.cursor.fill_(first)
         self.lr.fill_(lr)
         for name, value in self.distiller.schedule(epoch).items():
@@ -98,34 +112,53 @@ class DeviceSteps:
             self.tabled.image, self.tabled.rows = batch.image, self.answers[place]
         # No epoch: a method that counts on it, rather than on its schedule, fails here and now
         # instead of training every epoch as the one that was captured.
-        train_step(self.distiller, self.optimizer, batch, None, self.meter, self.autocast)
+        train_step(
+            self.distiller, self.optimizer, batch, None, self.meter, self.autocast, self.drawn
+        )
         self.cursor += size
 
-    def capture(self) -> None:
-        """Capture a graph for each size of batch; weights and optimizer stay as they were."""
-        self.distiller.train()
+    def capture(self, device: torch.device) -> None:
+        """Capture a graph for each size of batch; weights and optimizer stay as they were.
+
+        On the stream of the moment, which is the run's own: cuBLAS gives the graphs of one stream
+        one workspace, and those of several runs are replayed side by side.
+        """
         kept = [tensor.clone() for tensor in self._state()]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        stream = torch.cuda.current_stream(device)
+        if stream == torch.cuda.default_stream(device):  # on which nothing can be captured
+            stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        graphs = {}
         try:
             with torch.cuda.stream(stream):
                 for size in WARM_UP * list(set(self.sizes)):
-                    self.cursor.zero_()
-                    self.step(size)
-            torch.cuda.current_stream().wait_stream(stream)
+                    self._try(size)
+                # What waits for the device would fail in the capture, and leave it half made.
+                with _no_synchronisation():
+                    for size in set(self.sizes):
+                        self._try(size)
+                for size in sorted(set(self.sizes), reverse=True):
+                    graphs[size] = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(graphs[size], stream=stream):
+                        self.step(size)
+                    self._try(size, graphs[size].replay)
+                    if self.cursor.item() != size:
+                        raise RuntimeError("the graph is empty")
         finally:
+            torch.cuda.current_stream(device).wait_stream(stream)
             tensors = self._state()
             for tensor, before in zip(tensors, kept, strict=False):
                 tensor.copy_(before)
             for tensor in tensors[len(kept) :]:  # momentum, of which SGD begins with none
                 tensor.zero_()
-        self.cursor.zero_()
-        graphs = {}
-        for size in sorted(set(self.sizes), reverse=True):
-            graphs[size] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graphs[size]):
-                self.step(size)
+            self.cursor.zero_()
         self.graphs = graphs
+
+    def _try(self, size: int, step: Callable[[], None] | None = None) -> None:
+        """A step on the epoch's first images, as often as one likes."""
+        self.cursor.zero_()
+        self.meter.start(1)
+        step() if step else self.step(size)
 
     def _state(self) -> list[Tensor]:
         """What a step changes, the optimizer's buffers last."""
@@ -134,3 +167,14 @@ class DeviceSteps:
         momenta = (state.get("momentum_buffer") for state in states)
         tensors = [tensor.detach() for tensor in model]
         return [*tensors, *(momentum for momentum in momenta if momentum is not None)]
+
+
+@contextmanager
+def _no_synchronisation() -> Iterator[None]:
+    """Within it, an operation that waits for the GPU raises a RuntimeError."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -120,11 +120,12 @@ def train_epoch(
     batches: Iterable[Batch],
     meter: Meter,
     autocast: Callable[[], AbstractContextManager],
+    drawn: Tensor | None = None,
 ) -> Iterator[None]:
     """One pass over the batches, a step each time that the iterator is advanced."""
     distiller.train()
     for batch in batches:
-        train_step(distiller, optimizer, batch, meter.epoch, meter, autocast)
+        train_step(distiller, optimizer, batch, meter.epoch, meter, autocast, drawn)
         meter.count(len(batch.target))
         yield
 
@@ -136,11 +137,17 @@ def train_step(
     epoch: int | None,
     meter: Meter,
     autocast: Callable[[], AbstractContextManager],
+    drawn: Tensor | None,
 ) -> None:
-    """Forward, the sum of all losses backward, one optimizer step."""
+    """Forward, the sum of all losses backward, one optimizer step.
+
+    Args:
+        drawn: the epoch's random numbers for each image of the training set, (N, draws).
+    """
+    own = {} if drawn is None else {"drawn": drawn[batch.index]}
     with autocast():
         logits, losses = distiller(
-            image=batch.image, target=batch.target, index=batch.index, epoch=epoch
+            image=batch.image, target=batch.target, index=batch.index, epoch=epoch, **own
         )
     losses = {name: loss.mean() for name, loss in losses.items()}
     optimizer.zero_grad()

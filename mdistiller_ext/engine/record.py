@@ -3,12 +3,9 @@
 import hashlib
 import json
 import math
-import platform
 import resource
-import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +17,17 @@ from ..errors import RunError
 from ..files import read, write_atomically
 from ..toolkit.methods import toolkit_facts
 
-PACKAGE = Path(__file__).resolve().parents[1]
 # What a reader of records takes from them, and its types; of a teacher, where there is one.
 TYPES = {
     "name": str,
     "status": str,
     "config": dict,
-    "environment": {"torch": str, "device_name": str, "mdistiller_ext": str},
+    "environments": list,
     "epochs": list,
     "wall_seconds": (int, float),
 }
+SESSION_TYPES = {"first_epoch": int, "torch": str, "device_name": str, "mdistiller_ext": str}
 TEACHER_TYPES = {"name": str, "file": str, "sha256": str, "test_top1": (int, float)}
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, commit and device."""
-    try:
-        own = version("mdistiller-ext")
-    except PackageNotFoundError:
-        own = "not installed"
-    status = _git("status", "--porcelain")
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "mdistiller_ext": own,
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": None if status is None else bool(status),
-        "device": device.type,
-        "device_name": _device_name(device),
-        "threads": torch.get_num_threads(),
-    }
 
 
 def method_facts(node: CfgNode) -> dict[str, Any]:
@@ -156,6 +133,10 @@ def _integer(text: str) -> int:
 
 def _fault(record: Any) -> str:
     fault = _misfit(record, TYPES, "the record")
+    if not fault and not record["environments"]:
+        fault = "it names no environment"
+    for session in [] if fault else record["environments"]:
+        fault = fault or _misfit(session, SESSION_TYPES, "an environment")
     if not fault and record.get("teacher") is not None:
         fault = _misfit(record["teacher"], TEACHER_TYPES, "teacher")
     if fault:
@@ -179,27 +160,3 @@ def _misfit(value: Any, expected: Any, name: str) -> str:
             if fault := _misfit(value.get(key), kind, key):
                 return fault
     return ""
-
-
-def _git(*words: str) -> str | None:
-    # Only where this package is tracked: an installed copy may lie inside somebody's repository.
-    try:
-        for command in (["ls-files", "--error-unmatch", str(PACKAGE / "__init__.py")], words):
-            result = subprocess.run(
-                ["git", "-C", str(PACKAGE), *command], capture_output=True, text=True, check=True
-            )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -6,17 +6,18 @@ the global one, whatever their number.
 
 import os
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from ..distillers import Distiller
 from ..errors import ConfigError
+from ..losses import at_least_float32
 from .loop import Meter
 
 
@@ -34,12 +35,22 @@ class World:
         self.steps: Iterator[list[int]] = iter(())
 
     @classmethod
-    def join(cls) -> "World":
-        """What torchrun's environment says; alone without it. GPUs talk by nccl, CPUs by gloo."""
+    def join(cls, device: torch.device) -> "World":
+        """What torchrun's environment says; alone without it.
+
+        Tensors on GPUs go by nccl, all else by gloo. The others wait while the first process
+        trains a teacher.
+        """
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(days=7))
         return cls(int(os.environ.get("RANK", "0")) if size > 1 else 0, size)
+
+    def leave(self) -> None:
+        """Give up what `join` made."""
+        if self.size > 1:
+            dist.destroy_process_group()
 
     @property
     def first(self) -> bool:
@@ -53,6 +64,8 @@ class World:
                 f"SOLVER.BATCH_SIZE: {batch_size} is not allowed: it leaves a batch of {smallest} "
                 f"images for {self.size} processes"
             )
+        if self.size == 1:
+            return list(keys), [len(batch) for batch in keys[0].split(batch_size)]
         cut = [[b.tensor_split(self.size) for b in key.split(batch_size)] for key in keys]
         shares = [[len(part) for part in batch] for batch in cut[0]]
         self.steps = iter(shares)
@@ -64,7 +77,7 @@ class World:
         if self.size == 1:
             return content
         box = [content]
-        dist.broadcast_object_list(box)
+        dist.broadcast_object_list(box, device=torch.device("cpu"))
         return box[0]
 
     def meet(self) -> float:
@@ -103,13 +116,15 @@ class Replica(nn.Module):
 
     def __init__(self, distiller: Distiller, world: World, sync_batch_norm: bool) -> None:
         super().__init__()
-        if sync_batch_norm:
+        device = next(distiller.student.parameters()).device
+        if sync_batch_norm and device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(distiller.student)
+        elif sync_batch_norm:
             for module in distiller.student.modules():
                 if type(module) is nn.BatchNorm2d:
                     module.__class__ = SyncedBatchNorm2d
         distiller.teacher.requires_grad_(False)
         distiller.global_batch = world.gather  # type: ignore[method-assign]
-        device = next(distiller.student.parameters()).device
         self.parallel = DistributedDataParallel(
             distiller, device_ids=[device] if device.type == "cuda" else None
         )
@@ -125,20 +140,35 @@ class Replica(nn.Module):
         return logits, {name: weight * loss.mean() for name, loss in losses.items()}
 
 
-class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose statistics are those of all processes' images, on any device.
+class _Sum(torch.autograd.Function):
+    """The sum over all processes of a tensor, and of its gradient."""
 
-    PyTorch's own SyncBatchNorm runs on GPUs only.
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        whole = values.clone()
+        dist.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient)
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose statistics are those of all processes' images, on a CPU.
+
+    PyTorch's own SyncBatchNorm runs on GPUs only. Statistics are in float32 or better.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
+        kind, x = x.dtype, at_least_float32(x)
         count = torch.tensor(x.numel() / x.shape[1], dtype=x.dtype, device=x.device)
         dist.all_reduce(count)
-        mean = all_reduce(x.sum(dim=(0, 2, 3))) / count
+        mean = _Sum.apply(x.sum(dim=(0, 2, 3))) / count
         centred = x - mean[:, None, None]
-        variance = all_reduce(centred.pow(2).sum(dim=(0, 2, 3))) / count
+        variance = _Sum.apply(centred.pow(2).sum(dim=(0, 2, 3))) / count
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
         with torch.no_grad():
@@ -146,4 +176,4 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
             self.num_batches_tracked += 1
         scale = self.weight * (variance + self.eps).rsqrt()
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(kind)

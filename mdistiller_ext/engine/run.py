@@ -6,63 +6,50 @@ import signal
 import time
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..config import source
-from ..data import ImageSet, get_dataset
-from ..distillers import Distiller
+from ..config import NUM_CLASSES, source
 from ..errors import ConfigError, RunError, Stopped
 from ..files import save
+from ..inert import inert, weak_teacher
 from ..seeding import epoch_generator, random_state, seed_everything
-from ..teacher import TabledTeacher, TeacherTable, Weights
+from ..teacher import TabledTeacher, Weights
+from ..toolkit.methods import toolkit_hash
 from .build import (
     CompiledStudent,
     build_autocast,
     build_distiller,
     build_optimizer,
-    build_table,
     takes_features,
 )
+from .environment import changes, environment
 from .evaluation import fidelity, performance, predict
 from .events import Events, Progress
-from .folder import LATEST, finished_record, fitting, plain, restore, save_state
+from .folder import LATEST, check_history, fitting, plain, restore, save_state
 from .graph import DeviceSteps
 from .loop import Meter, learning_rate, train_epoch
-from .record import environment, method_facts, peak_memory, summary, write_record
-from .replicas import Replica, World
-from .stop import StopSignals
+from .record import method_facts, peak_memory, summary, write_record
+from .replicas import Replica
+from .shared import Shared
 
 
-class Common:
-    """What the runs of one process share: data on the device, teacher tables, being stopped."""
+class Finished(NamedTuple):
+    """A run that had come to its end before."""
 
-    def __init__(self, device: torch.device, stop: StopSignals, world: World | None = None) -> None:
-        self.device, self.stop, self.world = device, stop, world or World()
-        self.sets: dict[tuple[str, str], tuple[ImageSet, ImageSet]] = {}
-        self.tables: dict[tuple[str, ...], TeacherTable | None] = {}
+    record: dict[str, Any]
+    folder: Path
 
-    def data(self, cfg: CfgNode) -> tuple[ImageSet, ImageSet]:
-        """(train, test), on the device."""
-        key = cfg.DATASET.TYPE, cfg.DATASET.ROOT
-        if key not in self.sets:
-            train_set, test_set = get_dataset(cfg)
-            self.sets[key] = train_set.to(self.device), test_set.to(self.device)
-        return self.sets[key]
+    def go(self) -> dict[str, Any]:
+        return self.record
 
-    def table(
-        self, cfg: CfgNode, distiller: Distiller, weights: Weights, data: ImageSet
-    ) -> TeacherTable | None:
-        node = cfg.DISTILLER
-        where = (cfg.DATASET.TYPE, cfg.DATASET.ROOT, node.TEACHER_TABLE_ROOT)
-        key = (weights.sha256, node.TEACHER, node.TEACHER_TABLE, node.TEACHER_TABLE_DTYPE, *where)
-        if key not in self.tables:
-            self.tables[key] = build_table(cfg, distiller, data)
-        return self.tables[key]
+    def advance(self) -> Generator[None, None, None]:
+        yield from ()
 
 
 class Run:
@@ -72,36 +59,37 @@ class Run:
         self,
         cfg: CfgNode,
         folder: Path,
-        common: Common,
+        shared: Shared,
         weights: Weights | None,
         state: dict[str, Any] | None,
-        alone: bool,
     ) -> None:
-        self.cfg, self.folder, self.weights, self.alone = cfg, folder, weights, alone
-        self.device = device = common.device
-        self.stop, self.world = common.stop, common.world
+        self.cfg, self.folder, self.weights = cfg, folder, weights
+        self.alone = shared.together == 1
+        self.device = device = shared.device
+        self.shared, self.stop, self.world = shared, shared.stop, shared.world
         self.history: list[dict[str, float]] = []
-        earlier = finished_record(folder) if state else None
-        self.finished = earlier is not None
-        if earlier:
-            print(f"{folder}: finished already")
-            self.record: dict[str, Any] = earlier
-            return
-        self.train_set, self.test_set = common.data(cfg)
+        for line in inert(cfg):
+            print(f"warning: {line}")
+        if device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = cfg.SOLVER.TF32
+            torch.backends.cudnn.benchmark = True  # the shapes are fixed
+        self.train_set, self.test_set = shared.data(cfg)
         seed_everything(cfg.SOLVER.SEED)
         self.distiller = build_distiller(cfg, weights, self.train_set.targets).to(device)
         self.optimizer = build_optimizer(cfg, self.distiller)
         if state:
+            check_history(state["history"], self._planned, folder)
             restore(state, folder, self.distiller, self.optimizer)
             self.history = state["history"]
         self.table, self.tabled = None, None
         features = takes_features(self.distiller, self.train_set) if weights else set()
         takes_logits = "teacher" not in features
-        if takes_logits and device.type == "cpu":
-            # A third faster there; methods that reshape feature maps want the other layout.
+        # Methods that reshape feature maps want the other layout.
+        tensor_cores = cfg.SOLVER.TF32 or cfg.SOLVER.AMP == "bf16"
+        if takes_logits and (device.type == "cpu" or tensor_cores):
             self.distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if weights and takes_logits and cfg.DISTILLER.TEACHER_TABLE != "off":
-            self.table = common.table(cfg, self.distiller, weights, self.train_set)
+            self.table = shared.table(cfg, self.distiller, weights, self.train_set)
             self.tabled = TabledTeacher(self.distiller.teacher) if self.table else None
         elif weights and cfg.DISTILLER.TEACHER_TABLE == "on":
             raise ConfigError(
@@ -111,6 +99,8 @@ class Run:
         if cfg.SOLVER.COMPILE and not features:
             CompiledStudent(self.distiller.student)
         self.random = random_state()  # beside other runs, what these draw is not this run's
+        ours = source(cfg.DISTILLER) == "ext"
+        self.draws = self.distiller.draws(NUM_CLASSES[cfg.DATASET.TYPE]) if ours else 0
         steps = -(-len(self.train_set) // cfg.SOLVER.BATCH_SIZE)
         self.meter = Meter(len(self.history) + 1, steps)
         self.replica = None
@@ -123,16 +113,28 @@ class Run:
         self.meter.start(len(self.history) + 1)
         self.spent = 0.0
         if state:
+            if state["meter"] and self.world.size > 1:
+                raise ConfigError(
+                    f"{folder}: one process stopped it within epoch {len(self.history) + 1}: "
+                    f"expected one process to go on"
+                )
             with fitting(folder):
                 self.meter.load_state_dict(state["meter"], device)
             self.spent = state["spent"]
             print(f"{folder}: going on after {self._progress(self.meter.step)}")
-        self.logits_teacher = self._predict(self.distiller.teacher) if weights else None
-        self.record = {
+        self.logits_teacher = None
+        if weights:
+            evaluate = partial(self._predict, self.distiller.teacher)
+            self.logits_teacher = (
+                shared.teacher_logits(cfg, weights, evaluate)
+                if source(cfg.DISTILLER) == "ext"
+                else evaluate()  # a method of the toolkit may change its teacher
+            )
+        self.record: dict[str, Any] = {
             "name": folder.name,
             "status": "running",
             "seed": cfg.SOLVER.SEED,
-            "environment": environment(device),
+            "environments": self._sessions(state),
             "method": method_facts(cfg.DISTILLER),
             "teacher": self._teacher_facts(),
             "student": {
@@ -141,6 +143,24 @@ class Run:
             },
             "config": plain(cfg),
         }
+
+    def _sessions(self, state: dict[str, Any] | None) -> list[dict[str, Any]]:
+        """The environments of the sessions so far, this one last."""
+        before = state["environments"] if state else []
+        session = {
+            "first_epoch": len(self.history) + 1,
+            **environment(self.device),
+            "processes": self.world.size,
+            "together": self.shared.together,
+            "cuda_graph": self.captured is not None,
+            "toolkit": toolkit_hash() if source(self.cfg.DISTILLER) == "mdistiller" else None,
+        }
+        if before and (apart := changes(before[-1], session)):
+            print(
+                f"{self.folder}: goes on under other conditions, so that a study leaves it out: "
+                f"{'; '.join(apart)}"
+            )
+        return [*before, session]
 
     def go(self) -> dict[str, Any]:
         """Train to the end; returns the record."""
@@ -201,7 +221,7 @@ class Run:
 
     def _epoch(self, epoch: int, progress: Progress) -> Generator[None, None, dict[str, float]]:
         solver = self.cfg.SOLVER
-        lr = learning_rate(epoch, solver.LR, solver.LR_DECAY_STAGES, solver.LR_DECAY_RATE)
+        planned = self._planned(epoch)
         start = time.perf_counter() - self.spent
         keys = self.train_set.draw(epoch_generator(solver.SEED, epoch))
         (index, view), sizes = self.world.divide(keys, solver.BATCH_SIZE)
@@ -218,7 +238,8 @@ class Run:
                 answers = self.table.logits(index, view, told)
             hits["teacher_table_hits"] = 100 * (self.table.hits - before) / max(1, len(index))
         progress.open(epoch)
-        for _ in self._steps(epoch, lr, index, view, answers, sizes[self.meter.step :]):
+        drawn, rest = self._drawn(epoch), sizes[self.meter.step :]
+        for _ in self._steps(epoch, planned["lr"], index, view, answers, drawn, rest):
             progress(self.meter)
             self.spent = time.perf_counter() - start
             self._stop_here()
@@ -232,8 +253,7 @@ class Run:
             raise RunError(f"after epoch {epoch}: {error}") from error
         return {
             "epoch": epoch,
-            "lr": lr,
-            **self.distiller.schedule(epoch),
+            **planned,
             **train_metrics,
             **{f"test_{key}": value for key, value in test_metrics.items()},
             **hits,
@@ -248,11 +268,12 @@ class Run:
         index: Tensor,
         view: Tensor,
         answers: Tensor | None,
+        drawn: Tensor | None,
         sizes: list[int],
     ) -> Iterator[None]:
         """An epoch's training steps, one each time that the iterator is advanced."""
         if self.captured:
-            yield from self.captured.epoch(epoch, lr, index, view, answers)
+            yield from self.captured.epoch(epoch, lr, index, view, answers, drawn)
             return
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -261,7 +282,7 @@ class Run:
             batches = self.tabled.follow(batches, answers.split(sizes))
         autocast = build_autocast(self.cfg.SOLVER.AMP, self.device)
         model = self.replica or self.distiller
-        yield from train_epoch(model, self.optimizer, batches, self.meter, autocast)
+        yield from train_epoch(model, self.optimizer, batches, self.meter, autocast, drawn)
         self.world.merge(self.meter)
 
     def _capture(self) -> DeviceSteps | None:
@@ -277,12 +298,26 @@ class Run:
                 build_autocast(solver.AMP, self.device),
                 self.tabled,
                 classes,
+                self.draws,
             )
         except Exception as error:  # whatever a method does that a capture forbids
             reason = str(error).split("\n", 1)[0]
             print(f"{self.cfg.DISTILLER.TYPE} runs without a CUDA graph: {reason}")
             self.distiller.settings = None
             return None
+
+    def _planned(self, epoch: int) -> dict[str, float]:
+        """The epoch's learning rate and what the method schedules."""
+        solver = self.cfg.SOLVER
+        lr = learning_rate(epoch, solver.LR, solver.LR_DECAY_STAGES, solver.LR_DECAY_RATE)
+        return {"lr": lr, **self.distiller.schedule(epoch)}
+
+    def _drawn(self, epoch: int) -> Tensor | None:
+        """The epoch's random numbers for each image, (N, draws); None for a method without."""
+        if not self.draws:
+            return None
+        generator = epoch_generator(self.cfg.SOLVER.SEED, epoch, 2)
+        return torch.rand(len(self.train_set), self.draws, generator=generator).to(self.device)
 
     def _predict(self, network: nn.Module) -> Tensor:
         size = self.cfg.DATASET.TEST.BATCH_SIZE
@@ -294,7 +329,7 @@ class Run:
     def _check_weights(self) -> None:
         """What the last step broke shows in no loss, and not always in the evaluation: a batch
         norm whose variance is infinite gives finite logits."""
-        state = self.distiller.state_dict()
+        state = self._trained()
         finite = torch.stack([tensor.isfinite().all() for tensor in state.values()]).tolist()
         bad = [name for name, good in zip(state, finite, strict=True) if not good]
         if bad:
@@ -318,6 +353,8 @@ class Run:
         measured = performance(self.logits_teacher, self.test_set.targets)
         name = self.cfg.DISTILLER.TEACHER
         print(f"teacher {name} from {self.weights.file}: test top-1 {measured['top1']:.2f} %")
+        if weak := weak_teacher(name, measured["top1"], self.cfg.DATASET.TYPE):
+            print(f"warning: {weak}")
         return {
             "name": name,
             "file": str(self.weights.file),
@@ -348,20 +385,25 @@ class Run:
         save_state(self._state(history), self.folder)
 
     def _state(self, history: list[dict[str, float]]) -> dict[str, Any]:
-        model = self.distiller.state_dict()
-        if source(self.cfg.DISTILLER) == "ext":  # a method of the toolkit may change its teacher
-            model = {k: v for k, v in model.items() if not k.startswith("teacher.")}
         return {
             "epoch": len(history),
-            "model": model,
+            "model": self._trained(),
             "optimizer": self.optimizer.state_dict(),
             "random": random_state() if self.alone else self.random,
+            "environments": self.record["environments"],
             "history": history,
             "meter": self.meter.state_dict(),
             "spent": self.spent,
             "config": plain(self.cfg),
             "teacher_sha256": self.weights.sha256 if self.weights else None,
         }
+
+    def _trained(self) -> dict[str, Tensor]:
+        """What training may change, by name."""
+        model = self.distiller.state_dict()
+        if source(self.cfg.DISTILLER) == "mdistiller":  # a method may change its teacher
+            return model
+        return {k: v for k, v in model.items() if not k.startswith("teacher.")}
 
     def _write_record(self, status: str, **more: Any) -> None:
         self.record |= {

@@ -8,7 +8,8 @@ from typing import Any
 from ..errors import Stopped
 
 # Slurm sends SIGTERM, and before it what its --signal names, by custom SIGUSR1.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# A terminal that is closed sends SIGHUP.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopSignals:

@@ -15,9 +15,10 @@ from ..config import load_cfg
 from ..errors import ConfigError, RunError
 from ..files import discard_parts, load, write_atomically, writing
 from ..teacher import Weights, fetch_weights, find_weights, load_weights
-from .folder import default_name, earlier_state
+from .folder import default_name, earlier_state, finished_before
 from .replicas import World
-from .run import Common, Run
+from .run import Finished, Run
+from .shared import Shared
 from .stop import StopSignals
 
 LOCK_WAIT = 10.0  # seconds: what holds a run's folder may just have been told to stop
@@ -47,9 +48,9 @@ def train(
     """
     with (
         StopSignals() as stop,
-        opened(cfg, name, Common(device, stop, world), resume=resume) as run,
+        opened(cfg, name, Shared(device, stop, world), resume=resume) as run,
     ):
-        return run.record if run.finished else run.go(), run.folder
+        return run.go(), run.folder
 
 
 def train_many(
@@ -72,17 +73,16 @@ def train_many(
     """
     results: dict[int, dict[str, Any] | Exception] = {}
     with ExitStack() as stack:
-        common = Common(device, stack.enter_context(StopSignals()))
+        shared = Shared(device, stack.enter_context(StopSignals()), together=len(jobs))
         live: dict[int, tuple[Generator[None, None, None], torch.cuda.Stream | None]] = {}
         for number, (cfg, name) in enumerate(jobs):
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None
             try:
                 with torch.cuda.stream(stream):
-                    job = opened(cfg, name, common, resume=resume, alone=False)
+                    job = opened(cfg, name, shared, resume=resume)
                     run = stack.enter_context(job)
                 results[number] = run.record
-                if not run.finished:
-                    live[number] = run.advance(), stream
+                live[number] = run.advance(), stream
             except Exception as error:
                 results[number] = error
         stack.callback(_close, live)  # before the folders' locks are given back
@@ -107,13 +107,11 @@ def _close(live: dict[int, tuple[Generator[None, None, None], torch.cuda.Stream 
 
 
 @contextmanager
-def opened(
-    cfg: CfgNode, name: str, common: Common, *, resume: bool, alone: bool = True
-) -> Iterator[Run]:
+def opened(cfg: CfgNode, name: str, shared: Shared, *, resume: bool) -> Iterator[Run | Finished]:
     """A run, new or as it was left, while its folder is locked."""
-    folder, world = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), common.world
+    folder, world = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), shared.world
     with ExitStack() as stack:
-        state = None
+        state = record = None
         if world.first:
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -122,18 +120,38 @@ def opened(
                 except Timeout:
                     raise RunError(f"{folder} is in use by another process") from None
                 discard_parts(folder)
-            state = earlier_state(cfg, folder, resume)
+            record = finished_before(cfg, folder, resume)
+            state = None if record else earlier_state(cfg, folder, resume)
+        if record := world.tell(record):
+            _check_teacher(cfg, folder, record)
+            print(f"{folder}: finished already")
+            yield Finished(record, folder)
+            return
         weights = (
-            None if cfg.DISTILLER.TYPE == "NONE" else teacher_weights(cfg, common.device, world)
+            None if cfg.DISTILLER.TYPE == "NONE" else teacher_weights(cfg, shared.device, world)
         )
         if world.tell(state is not None) and not world.first:
             state = load(folder / "latest")
-        if state and weights and state["teacher_sha256"] != weights.sha256:
-            raise ConfigError(
-                f"{weights.file}: not the teacher that {folder} was trained with "
-                f"(sha256 {weights.sha256}, expected {state['teacher_sha256']})"
-            )
-        yield Run(cfg, folder, common, weights, state, alone)
+        if state and weights:
+            _same_teacher(weights, state["teacher_sha256"], folder)
+        yield Run(cfg, folder, shared, weights, state)
+
+
+def _check_teacher(cfg: CfgNode, folder: Path, record: dict[str, Any]) -> None:
+    """Of a run that is finished: the teacher is the same one, if it is still there."""
+    node = cfg.DISTILLER
+    if record["teacher"]:
+        file = find_weights(node.TEACHER, cfg.DATASET.TYPE, checkpoint=node.TEACHER_CKPT)
+        if file:
+            _same_teacher(load_weights(file), record["teacher"]["sha256"], folder)
+
+
+def _same_teacher(weights: Weights, expected: str, folder: Path) -> None:
+    if weights.sha256 != expected:
+        raise ConfigError(
+            f"{weights.file}: not the teacher that {folder} was trained with "
+            f"(sha256 {weights.sha256}, expected {expected})"
+        )
 
 
 def teacher_weights(cfg: CfgNode, device: torch.device, world: World | None = None) -> Weights:

@@ -1,12 +1,13 @@
 """From a table of runs to what can, and what cannot, be concluded."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from .plan import Study
+from .records import FIGURES
 from .statistics import (
     ALPHA,
     Difference,
@@ -14,9 +15,11 @@ from .statistics import (
     holm,
     paired_difference,
     pairs_needed,
-    seeds_to_see,
+    pairs_to_see,
+    power,
     smallest_p,
     summarise,
+    t_interval,
 )
 
 TO_SEE = (0.15, 0.3, 0.5)  # points
@@ -29,8 +32,11 @@ class Arm:
     Attributes:
         top1: of the last epoch, which selects nothing.
         best: mean of the best epoch's top-1, selected on the test set.
-        means: of the other figures at the last epoch, and the seconds of a run.
+        means: of the other figures, as `records.table` has them.
+        together: the most runs that one process trained at once; above 1, seconds are a group's.
         to_baseline, to_alone: paired by seed; None for the arm itself, or without common seeds.
+        to_baseline_one_processor: of the pairs whose runs were made on one kind of processor; None
+            also where there is one kind only.
     """
 
     student: str
@@ -38,30 +44,58 @@ class Arm:
     top1: Summary
     best: float
     means: dict[str, float]
+    together: int
     to_baseline: Difference | None
     to_alone: Difference | None
+    to_baseline_one_processor: Difference | None
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claimed difference to the baseline, in points, and what the runs say of it."""
+    """A claimed difference to the baseline, in points, and what the runs say of it.
+
+    Attributes:
+        low, high: the interval that, with those of the other claims, covers with 95 %.
+    """
 
     student: str
     arm: str
     claimed: float
     found: Difference
+    low: float | None
+    high: float | None
     corrected_p: float | None
     verdict: str
 
 
 @dataclass(frozen=True)
+class Power:
+    """What the test of the claims can see of a difference.
+
+    Attributes:
+        sd: of a paired difference, pooled over the claimed arms that vary; 0 where none does.
+        pairs: the fewest that a claimed arm has.
+        power: with these, at the hardest of Holm's steps; None where sd is 0.
+        seeds: that give a power of 80 %; None where sd is 0, or no MOST_PAIRS do.
+    """
+
+    student: str
+    sd: float
+    pairs: int
+    difference: float
+    power: float | None
+    seeds: int | None
+
+
+@dataclass(frozen=True)
 class Findings:
-    """Everything that a report says."""
+    """Everything that a report says; `family` is the number of claims in the study file."""
 
     arms: list[Arm]
+    family: int
     claims: list[Claim]
+    power: list[Power]
     warnings: list[str]
-    seeds_to_see: dict[str, dict[str, int]]
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -70,90 +104,116 @@ class Findings:
 
 def analyse(study: Study, runs: pd.DataFrame) -> Findings:
     """Summaries of all arms, paired differences, and the family of claims, corrected by Holm."""
+    # Of a run that was continued on another kind it is None.
+    of_one_kind = runs.dropna(subset="device_name")
+    several = len(of_one_kind) < len(runs) or runs["device_name"].nunique() > 1
     arms = []
     for student in study.students:
         for arm in study.arms:
             rows = _rows(runs, student, arm)
             if rows.empty:
                 continue
-            figures = rows.drop(columns=["student", "arm", "top1", "best"])
+            means = rows[FIGURES].astype(float).mean().dropna()
+            same = _paired(of_one_kind, student, arm, study.baseline, "device_name")
             arms.append(
                 Arm(
                     student,
                     arm,
                     summarise(rows["top1"].to_numpy()),
                     float(rows["best"].mean()),
-                    {k: float(v) for k, v in figures.mean().items() if not np.isnan(v)},
+                    means.to_dict(),
+                    int(rows["together"].max()),
                     _paired(runs, student, arm, study.baseline),
                     _paired(runs, student, arm, study.alone),
+                    same if several else None,
                 )
             )
-    claims, warnings = _claims(study, runs)
-    return Findings(arms, claims, warnings, _needed(study, arms))
+    family = sum(len(claims) for claims in study.claims.values())
+    claims, warnings = _claims(study, runs, family)
+    return Findings(arms, family, claims, _power(study, claims, family), warnings)
 
 
-def _claims(study: Study, runs: pd.DataFrame) -> tuple[list[Claim], list[str]]:
-    family, warnings = [], []
+def pairs(
+    runs: pd.DataFrame, student: str, arm: str, other: str, *also: str
+) -> tuple[list[float], list[float]]:
+    """The top-1 of two arms, seed by seed; `also` names columns in which a pair must agree."""
+    rows = [_rows(runs, student, name) for name in (arm, other)]
+    both = rows[0].merge(rows[1], on=["seed", *also])
+    return both["top1_x"].tolist(), both["top1_y"].tolist()
+
+
+def beyond(arms: list[Arm]) -> bool:
+    """Whether a t interval of an accuracy leaves 0 to 100 %."""
+    ends = [end for arm in arms for end in (arm.top1.low, arm.top1.high) if end is not None]
+    return bool(ends) and not 0 <= min(ends) <= max(ends) <= 100
+
+
+def _claims(study: Study, runs: pd.DataFrame, family: int) -> tuple[list[Claim], list[str]]:
+    found, warnings = {}, []
     for student, claims in study.claims.items():
-        for arm, points in claims.items():
-            found = _paired(runs, student, arm, study.baseline)
-            if found is None:
+        for arm in claims:
+            difference = _paired(runs, student, arm, study.baseline)
+            if difference is None:
                 warnings.append(f"{student}, {arm}: no seed has both it and {study.baseline}")
-            else:
-                family.append((student, arm, points, found))
-    tested = [claim for claim in family if claim[3].p is not None]
-    size = sum(len(claims) for claims in study.claims.values())
+                continue
+            found[student, arm] = difference
+            n = difference.n
+            if smallest_p(n, family) > ALPHA:
+                warnings.append(
+                    f"{student}, {arm}: {n} pairs cannot reach significance whatever happens: p is "
+                    f"at least {smallest_p(n):.3g}, and {smallest_p(n, family):.3g} corrected for "
+                    f"{family} claims; {pairs_needed(family)} pairs can"
+                )
     # A claim without runs yet counts as one that failed: the family does not shrink.
-    p_values = [claim[3].p or 0.0 for claim in tested] + [1.0] * (size - len(tested))
-    corrected = dict(zip((claim[:2] for claim in tested), holm(p_values), strict=False))
-    for student, arm, _, found in family:
-        if smallest_p(found.n, size) > ALPHA:
-            least, corrected_least = smallest_p(found.n), smallest_p(found.n, size)
-            warnings.append(
-                f"{student}, {arm}: {found.n} pairs cannot reach significance whatever happens: "
-                f"p is at least {least:.3g}, and {corrected_least:.3g} corrected for {size} "
-                f"claims; {pairs_needed(size)} pairs can"
-            )
+    p_values = {name: d.p for name, d in found.items() if d.p is not None}
+    corrected = holm([*p_values.values(), *[1.0] * (family - len(p_values))])
+    by_name = dict(zip(p_values, corrected, strict=False))
     return [
-        Claim(*claim, p, _verdict(study, claim[2], claim[3], p))
-        for claim in family
-        for p in [corrected.get(claim[:2])]
+        _claim(study, *name, difference, by_name.get(name), family)
+        for name, difference in found.items()
     ], warnings
 
 
-def _verdict(study: Study, claimed: float, found: Difference, p: float | None) -> str:
-    if p is None or found.low is None or found.high is None:
-        return "one pair: nothing can be concluded"
-    if p <= ALPHA:
+def _claim(
+    study: Study, student: str, arm: str, found: Difference, p: float | None, family: int
+) -> Claim:
+    claimed = study.claims[student][arm]
+    if not found.sd:
+        pairs = "one pair" if found.n == 1 else f"every pair gives {found.mean + 0.0:+.2f}"
+        verdict = f"{pairs}: nothing can be concluded"
+        return Claim(student, arm, claimed, found, None, None, p, verdict)
+    low, high = t_interval(found.n, found.mean, found.sd, family)
+    if p is not None and p <= ALPHA:
         result = f"{'better' if found.mean > 0 else 'worse'} than {study.baseline}"
     else:
         result = f"no difference to {study.baseline} shown"
-    inside = "contains" if found.low <= claimed <= found.high else "excludes"
-    return f"{result} (corrected p = {p:.3g}); the interval {inside} the claimed {claimed:+.2f}"
+    inside = "contains" if low <= claimed <= high else "excludes"
+    verdict = f"{result} (corrected p = {p:.3g}); the interval {inside} the claimed {claimed:+.2f}"
+    return Claim(student, arm, claimed, found, float(low), float(high), p, verdict)
 
 
-def _needed(study: Study, arms: list[Arm]) -> dict[str, dict[str, int]]:
-    """For each student, the seeds that would show a difference of so many points."""
-    found = {}
+def _power(study: Study, claims: list[Claim], family: int) -> list[Power]:
+    found = []
     for student in study.students:
-        variances = [
-            arm.to_baseline.sd**2
-            for arm in arms
-            if arm.student == student and arm.to_baseline and arm.to_baseline.sd is not None
-        ]
-        if variances:
-            sd = float(np.sqrt(np.mean(variances)))
-            found[student] = {f"{points:g}": seeds_to_see(points, sd) for points in TO_SEE}
+        differences = [claim.found for claim in claims if claim.student == student]
+        if not any(d.sd is not None for d in differences):
+            continue
+        # An arm that is its baseline, bit for bit, says nothing of how others vary.
+        spread = [(d.n - 1, d.sd) for d in differences if d.sd]
+        freedom = sum(df for df, _ in spread)
+        sd = math.sqrt(sum(df * sd**2 for df, sd in spread) / freedom) if spread else 0.0
+        n = min(d.n for d in differences)
+        for points in TO_SEE:
+            seen = (power(points, sd, n, family), pairs_to_see(points, sd, family)) if sd else ()
+            found.append(Power(student, sd, n, points, *(seen or (None, None))))
     return found
 
 
-def _paired(runs: pd.DataFrame, student: str, arm: str, other: str) -> Difference | None:
-    if arm == other:
-        return None
-    both = _rows(runs, student, arm).merge(_rows(runs, student, other), on="seed")
-    if both.empty:
-        return None
-    return paired_difference(both["top1_x"].to_numpy(), both["top1_y"].to_numpy())
+def _paired(
+    runs: pd.DataFrame, student: str, arm: str, other: str, *also: str
+) -> Difference | None:
+    values, baseline = pairs(runs, student, arm, other, *also)
+    return paired_difference(values, baseline) if values and arm != other else None
 
 
 def _rows(runs: pd.DataFrame, student: str, arm: str) -> pd.DataFrame:

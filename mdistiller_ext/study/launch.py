@@ -4,23 +4,27 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from functools import lru_cache
 from multiprocessing.connection import wait
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from ..engine import StopSignals, pick_device, train, train_many
-from ..engine.folder import finished_record
+from ..engine.events import watched
+from ..engine.folder import differences, plain
 from ..engine.record import printable, read_record
 from ..errors import ConfigError, RunError, Stopped
-from .plan import Job
+from ..files import writing
+from .plan import Job, Study
 
 LOG = "log.txt"
 PATIENCE = 1.0  # seconds between two looks at the running records
@@ -33,7 +37,8 @@ Launcher = Callable[[Sequence[list[Job]]], Iterator[int]]
 def run_jobs(jobs: Sequence[Job], launcher: Launcher, together: int = 1) -> dict[str, str]:
     """Run what is not finished; a run that stopped goes on, one that fails stops no other.
 
-    A run prints to `log.txt` in its folder.
+    A run prints to `log.txt` in its folder; here it is a line when it has ended. Where a folder
+    holds another run than its job's, which the report would leave out, nothing is run.
 
     Args:
         together: runs that one process trains at once, for a GPU.
@@ -41,21 +46,35 @@ def run_jobs(jobs: Sequence[Job], launcher: Launcher, together: int = 1) -> dict
     Returns:
         name -> what went wrong, of the jobs that did not come to their end.
     """
+    if wrong := {job.name: reason for job in jobs if (reason := other_run(job))}:
+        return wrong
     left = [job for job in jobs if not finished(job)]
-    print(f"{len(jobs)} runs: {len(jobs) - len(left)} finished already, {len(left)} to go")
+    print(
+        f"{len(jobs)} runs: {len(jobs) - len(left)} finished already, {len(left)} to go; each says "
+        f"how it goes on in {Path(jobs[0].folder.parent, '*', LOG)}",
+        flush=True,
+    )
+    for job in left[:1]:
+        with writing(job.folder):  # one line now, instead of one from each process
+            job.folder.mkdir(parents=True, exist_ok=True)
     groups = [left[i : i + together] for i in range(0, len(left), together)]
-    epochs, done = sum(job.cfg.SOLVER.EPOCHS for job in left), 0
-    before = sum(state(job)[1] for job in left)
+    epochs, said = sum(job.cfg.SOLVER.EPOCHS for job in left), set[str]()
+    states = {job.name: state(job) for job in left}
+    before = sum(trained for _, trained in states.values())
     # `initial` is left out of the time that tqdm foresees: it was not trained now.
     with tqdm(
-        total=epochs, initial=before, desc="study", unit=" epochs", disable=not sys.stderr.isatty()
+        total=epochs, initial=before, desc="study", unit=" epochs", disable=not watched()
     ) as bar:
-        for ended in launcher(groups):
-            done += ended
-            states = [state(job) for job in left]
-            bar.update(sum(trained for _, trained in states) - bar.n)
-            failed = sum(status == "failed" for status, _ in states)
-            bar.set_postfix_str(f"{done} of {len(left)} runs, {failed} failed")
+        for _ in launcher(groups):
+            now = {job.name: state(job) for job in left}
+            for name, (status, trained) in now.items():
+                if status in ("finished", "failed") and now[name] != states[name]:
+                    said.add(name)
+                    bar.write(f"{name}: {status} after epoch {trained}, {len(said)} of {len(left)}")
+            states = now
+            bar.update(sum(trained for _, trained in states.values()) - bar.n)
+            failed = sum(status == "failed" for status, _ in states.values())
+            bar.set_postfix_str(f"{len(said)} of {len(left)} runs, {failed} failed")
     return {job.name: _reason(job) for job in left if not finished(job)}
 
 
@@ -110,7 +129,11 @@ def work(jobs: list[Job], device: str, threads: int) -> None:
     """One process's part: train the jobs, with everything they print in their folders."""
     torch.set_num_threads(threads)
     jobs[0].folder.mkdir(parents=True, exist_ok=True)
-    with (jobs[0].folder / LOG).open("a") as log, redirect_stdout(log), redirect_stderr(log):
+    with (
+        (jobs[0].folder / LOG).open("a", buffering=1) as log,
+        redirect_stdout(log),
+        redirect_stderr(log),
+    ):
         try:
             place = pick_device(device)
             if len(jobs) == 1:
@@ -130,19 +153,65 @@ def work(jobs: list[Job], device: str, threads: int) -> None:
 
 def finished(job: Job) -> bool:
     """Whether it has come to its end, by a record that can be believed."""
-    try:
-        return finished_record(job.folder) is not None
-    except RunError:
-        return False
+    record = _record(job)
+    return record is not None and record["status"] == "finished"
+
+
+def progress(study: Study) -> str:
+    """A line an arm: its config, how many of its runs are finished; and the time that is left."""
+    seconds, lines = [], []
+    for student in study.students:
+        for arm in study.arms:
+            jobs = [job for job in study.jobs if (job.student, job.arm) == (student, arm)]
+            records = [record for job in jobs if (record := _record(job))]
+            done = [record for record in records if record["status"] == "finished"]
+            trained = sum(len(record["epochs"]) for record in records)
+            seconds += [epoch["seconds"] for record in records for epoch in record["epochs"]]
+            epochs = sum(job.cfg.SOLVER.EPOCHS for job in jobs)
+            lines.append(
+                f"{student}, {arm}: {jobs[0].cfg.DISTILLER.TYPE}, {len(done)} of {len(jobs)} runs "
+                f"finished, {trained:,} of {epochs:,} epochs"
+            )
+    left = sum(job.cfg.SOLVER.EPOCHS - state(job)[1] for job in study.jobs)
+    hours = f"{left * fmean(seconds) / 3600:.1f} hours of one process" if seconds else "unknown"
+    return "\n".join([*lines, f"{left:,} epochs left: {hours} at the pace so far"])
+
+
+def other_run(job: Job) -> str:
+    """Why the record in a job's folder is that of another run, and the way on; or ""."""
+    record = _record(job)
+    if record is None:
+        return ""
+    if record["name"] != job.name:
+        fault = f"a copy of {record['name']}"
+    elif apart := differences(record["config"], plain(job.cfg)):
+        fault = f"made with another config: {'; '.join(apart)}"
+    else:
+        return ""
+    way_on = f"remove {job.folder}, or give the study another `name:` or --output"
+    return printable(f"{fault}; {way_on}")
 
 
 def state(job: Job) -> tuple[str, int]:
     """(status, epochs trained), as its record says while it runs; ("new", 0) without one."""
+    file = job.folder / "record.json"
     try:
-        record = json.loads((job.folder / "record.json").read_text())
-        return record["status"], len(record["epochs"])
+        return _state(file, file.stat().st_mtime_ns)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return "new", 0
+
+
+@lru_cache
+def _state(file: Path, mtime_ns: int) -> tuple[str, int]:
+    record = json.loads(file.read_text())
+    return record["status"], len(record["epochs"])
+
+
+def _record(job: Job) -> dict[str, Any] | None:
+    try:
+        return read_record(job.folder / "record.json")
+    except RunError:
+        return None  # there is none, or it is damaged, which the run says
 
 
 def _reason(job: Job) -> str:

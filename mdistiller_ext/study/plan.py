@@ -1,21 +1,27 @@
 """A study file: which arms, students and seeds are compared, and what is claimed about them."""
 
+import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
-from ..config import as_pairs, leaves, load_cfg
+from ..config import SECTIONS, acts, as_pairs, leaves, load_cfg
 from ..errors import ConfigError, bare, brief
+from ..inert import effect, inert
+from ..packaged import beside
 from ..rules import NAME, PATH
 from ..yaml_file import read_yaml
 
 KEYS = {
     "name": str,
+    "note": str,
     "students": dict,
     "seeds": list,
     "arms": dict,
@@ -24,7 +30,17 @@ KEYS = {
     "options": dict,
     "claims": dict,
 }
-OPTIONAL = {"options", "claims"}
+OPTIONAL = {"note", "options", "claims"}
+ARM_KEYS = {"cfg", "options", "seeds"}
+SEEDS = "different integers"
+KINDS = {str: "text", list: "a list", dict: "entries NAME: VALUE"}
+# Settings that the study makes for each run.
+RESERVED = {
+    "SOLVER.SEED": "`seeds` lists them",
+    "EXPERIMENT.NAME": "a run's name is its student, arm and seed",
+    "EXPERIMENT.PROJECT": "a study's runs are in one folder",
+    "LOG.PREFIX": "--output names the folder of all studies",
+}
 RUNS = "runs"  # the folder of the runs, in the study's
 
 
@@ -56,22 +72,31 @@ class Study:
         baseline, alone: the arms that the others are compared with.
         claims: student -> arm -> claimed points over the baseline; together they are the family
             that the p values are corrected for.
+        note: what a reader of the report must know, or "".
+        jobs: in the order in which they run: seed by seed, so that what is finished at any time
+            is a smaller study. Arms that follow each other with the same `seeds` of their own run
+            so together, after those before them.
         folder: where its runs and its report are.
+        file_sha256: of the study file.
     """
 
     name: str
+    note: str
     students: list[str]
     arms: list[str]
-    seeds: list[int]
     baseline: str
     alone: str
     claims: dict[str, dict[str, float]]
     jobs: list[Job]
     folder: Path
+    file_sha256: str
 
 
 def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
     """Read a study file; `options` (KEY VALUE pairs) hold for every run, but an arm's own win.
+
+    They and the file's own `options` may have keys of methods: those hold for the arms of these
+    methods, of which there must be one.
 
     Raises:
         ConfigError: the file is no study, or a config of it is wrong; all faults at once.
@@ -81,39 +106,89 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
     if faults:
         raise ConfigError("\n".join(f"{file}: {fault}" for fault in faults))
     common = dict(leaves(tree.get("options", {}))) | as_pairs(options)
-    jobs, wrong = [], []
-    for student, folder in tree["students"].items():
-        for arm, node in tree["arms"].items():
-            cfg_file = file.parent / folder / node["cfg"]
-            for seed in tree["seeds"]:
-                name = slug(f"{student},{arm},seed{seed}")
-                own = {"SOLVER.SEED": seed, "EXPERIMENT.NAME": name, "EXPERIMENT.PROJECT": RUNS}
-                own |= {"LOG.PREFIX": str(output / slug(tree["name"]))}
-                settings = common | dict(leaves(node.get("options", {}))) | own
-                try:
-                    cfg = load_cfg(cfg_file, [*chain.from_iterable(settings.items())])
-                except ConfigError as error:
-                    wrong += [f"{file}: {arm}: {line}" for line in str(error).splitlines()]
-                    break
-                jobs.append(Job(student, arm, seed, name, cfg))
+    jobs, wrong = [], [f"{file}: {fault}" for fault in _reserved(tree, common)]
+    for student, arm, seed in _in_order(tree):
+        node = tree["arms"][arm]
+        name = slug(f"{student},{arm},seed{seed}")
+        own = {"SOLVER.SEED": seed, "EXPERIMENT.NAME": name, "EXPERIMENT.PROJECT": RUNS}
+        own |= {"LOG.PREFIX": str(output / slug(tree["name"]))}
+        settings = dict(leaves(node.get("options", {}))) | own
+        cfg_file = beside(file, tree["students"][student]) / node["cfg"]
+        try:
+            cfg = load_cfg(cfg_file, [*chain.from_iterable(settings.items())], common)
+        except ConfigError as error:
+            wrong += [f"{file}: {arm}: {line}" for line in str(error).splitlines()]
+            continue
+        if student != cfg.DISTILLER.STUDENT:
+            wrong.append(
+                f"{file}: students: {student}: is not what runs: DISTILLER.STUDENT is "
+                f"{cfg.DISTILLER.STUDENT}; call it so, or name a folder of its configs"
+            )
+        jobs.append(Job(student, arm, seed, name, cfg))
+    methods = dict.fromkeys(job.cfg.DISTILLER.TYPE for job in jobs)
+    idle = [key for key in common if not any(acts(key, method) for method in methods)]
+    if idle and not wrong:
+        known = ", ".join((*SECTIONS, *methods))
+        wrong = [f"{file}: {key}: is no key of {known}, so that no arm uses it" for key in idle]
     if wrong:
         raise ConfigError("\n".join(dict.fromkeys(wrong)))
     return Study(
         tree["name"],
+        tree.get("note", ""),
         list(tree["students"]),
         list(tree["arms"]),
-        tree["seeds"],
         tree["baseline"],
         tree["alone"],
         tree.get("claims", {}),
         jobs,
         output / slug(tree["name"]),
+        hashlib.sha256(file.read_bytes()).hexdigest(),
     )
+
+
+def _in_order(tree: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
+    """(student, arm, seed) of every run, in the order in which they run."""
+    own = {arm: node.get("seeds") for arm, node in tree["arms"].items()}
+    for seeds, arms in groupby(own, own.get):
+        together = list(arms)
+        for seed in seeds or tree["seeds"]:
+            yield from ((student, arm, seed) for student in tree["students"] for arm in together)
+
+
+def inert_arms(study: Study) -> list[str]:
+    """One line for each thing in a study that never acts, and for arms that are the same run."""
+    cfgs = {(job.student, job.arm): job.cfg for job in study.jobs}
+    idle: dict[tuple[str, str], list[str]] = defaultdict(list)
+    alike: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (student, arm), cfg in cfgs.items():
+        for line in inert(cfg):
+            idle[student, line].append(arm)
+        alike[student, json.dumps(effect(cfg), sort_keys=True)].append(arm)
+    lines = [f"{student}: {', '.join(arms)}: {line}" for (student, line), arms in idle.items()]
+    return lines + [
+        f"{student}: {', '.join(arms)}: are the same run, for nothing that acts differs"
+        for (student, _), arms in alike.items()
+        if len(arms) > 1
+    ]
+
+
+def _reserved(tree: dict[str, Any], common: dict[str, Any]) -> list[str]:
+    """The options that the study itself sets."""
+    given = {"options": common}
+    for arm, node in tree["arms"].items():
+        given[f"arms: {arm}: options"] = dict(leaves(node.get("options", {})))
+    return [
+        f"{place}: {key}: is the study's own: {reason}"
+        for place, options in given.items()
+        for key, reason in RESERVED.items()
+        if key in options
+    ]
 
 
 def _faults(tree: Any) -> list[str]:
     if not isinstance(tree, dict):
-        return [f"found a {type(tree).__name__}, expected {', '.join(KEYS)}"]
+        found = "is empty" if tree is None else f"found a {type(tree).__name__}"
+        return [f"{found}, expected {', '.join(KEYS)}"]
     faults = [
         f"{bare(key)}: no such key, expected {', '.join(KEYS)}" for key in tree if key not in KEYS
     ]
@@ -121,7 +196,7 @@ def _faults(tree: Any) -> list[str]:
         if key not in tree:
             faults += [] if key in OPTIONAL else [f"{key}: is missing"]
         elif not isinstance(tree[key], kind) or (key not in OPTIONAL and not tree[key]):
-            faults.append(_wrong(key, tree[key], f"a {kind.__name__}"))
+            faults.append(_wrong(key, tree[key], KINDS[kind]))
         elif key in ("students", "arms"):
             names = [name for name in tree[key] if not _is_text(name)]
             faults += [_wrong(key, name, "a name in printable characters") for name in names]
@@ -129,19 +204,20 @@ def _faults(tree: Any) -> list[str]:
         return faults
     if not NAME[0](slug(tree["name"])):
         faults.append(_wrong("name", tree["name"], "1 to 200 letters and digits"))
-    seeds = tree["seeds"]
-    if not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
-        faults.append(_wrong("seeds", seeds, "different integers"))
+    if not _are_seeds(tree["seeds"]):
+        faults.append(_wrong("seeds", tree["seeds"], SEEDS))
     for student, folder in tree["students"].items():
         if not _is_path(folder):
             faults.append(_wrong(f"students: {student}", folder, PATH[1]))
     for arm, node in tree["arms"].items():
-        if not isinstance(node, dict) or not {"cfg"} <= set(node) <= {"cfg", "options"}:
-            faults.append(_wrong(f"arms: {arm}", node, "cfg and options"))
+        if not isinstance(node, dict) or not {"cfg"} <= set(node) <= ARM_KEYS:
+            faults.append(_wrong(f"arms: {arm}", node, "cfg, options and seeds"))
         elif not _is_path(node["cfg"]):
             faults.append(_wrong(f"arms: {arm}: cfg", node["cfg"], PATH[1]))
         elif not isinstance(node.get("options", {}), dict):
-            faults.append(_wrong(f"arms: {arm}: options", node["options"], "a dict"))
+            faults.append(_wrong(f"arms: {arm}: options", node["options"], "entries KEY: VALUE"))
+        elif not _are_seeds(node.get("seeds", [0])):
+            faults.append(_wrong(f"arms: {arm}: seeds", node["seeds"], SEEDS))
     for key in ("baseline", "alone"):
         if tree[key] not in tree["arms"]:
             faults.append(f"{key}: {brief(tree[key])} is no arm")
@@ -169,6 +245,14 @@ def _wrong(key: str, value: Any, expected: str) -> str:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable()
+
+
+def _are_seeds(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and 0 < len(value) == len(set(map(str, value)))
+        and all(type(seed) is int for seed in value)
+    )
 
 
 def _is_path(value: Any) -> bool:

@@ -1,17 +1,21 @@
 """The pictures of a report, each a matplotlib figure."""
 
+import textwrap
 from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from ..pruning import pruned_count, pruning_mask
-from .analysis import Findings
+from .analysis import Findings, beyond, pairs
 from .plan import Study
+from .statistics import Difference, Summary
 
 matplotlib.use("Agg")
 # Okabe and Ito (2008): told apart with any colour vision.
@@ -19,87 +23,121 @@ COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#5
 LINES = ["-", "--", "-.", ":"]
 STYLE: Any = {"font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
 WIDTH = 9.0  # inches
-SCHEDULED = ("temperature", "pruned_ratio")  # constant within an epoch
 
 
-def forest(study: Study, findings: Findings) -> Figure:
-    """Paired differences to the baseline with their 95 % t intervals, and the claims."""
+def forest(study: Study, runs: pd.DataFrame, findings: Findings) -> Figure | None:
+    """Paired differences to the baseline: each pair, mean and 95 % t interval, and the claims."""
     rows = [arm for arm in findings.arms if arm.to_baseline and arm.arm != study.alone]
-    claimed = {(claim.student, claim.arm): claim.claimed for claim in findings.claims}
+    if not rows:
+        return None
+    claims = {(claim.student, claim.arm): claim for claim in findings.claims}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.4 + 0.42 * len(rows)), layout="constrained")
-        axes = figure.add_subplot()
-        for place, arm in enumerate(rows):
-            found = arm.to_baseline
-            assert found is not None
-            if found.low is not None and found.high is not None:
-                axes.plot([found.low, found.high], [place, place], color=COLOURS[1], lw=2.5)
-            axes.plot(found.mean, place, "o", color=COLOURS[1], ms=8)
-            if (arm.student, arm.arm) in claimed:
-                axes.plot(
-                    claimed[arm.student, arm.arm], place, "D", color=COLOURS[2], ms=8, mfc="w"
-                )
-        axes.plot([], [], "o-", color=COLOURS[1], lw=2.5, label="mean, 95 % t interval")
-        if claimed:
-            axes.plot([], [], "D", color=COLOURS[2], mfc="w", ls="", label="claimed by the paper")
-        axes.axvline(0, color="0.6", lw=1, zorder=0)
-        several = len(study.students) > 1
-        names = [f"{arm.student}: {arm.arm}" if several else arm.arm for arm in rows]
-        axes.set_yticks(
-            range(len(rows)),
-            [f"{name} (n = {_n(arm)})" for name, arm in zip(names, rows, strict=True)],
+        figure, axes = _rows_of_arms(
+            [(arm.student, arm.arm, arm.to_baseline.n) for arm in rows if arm.to_baseline]
         )
-        axes.margins(y=0.5 / len(rows) if rows else None)
-        axes.invert_yaxis()
+        for place, arm in enumerate(rows):
+            values, baseline = pairs(runs, arm.student, arm.arm, study.baseline)
+            _row(axes, place, np.subtract(values, baseline), arm.to_baseline)
+            if claim := claims.get((arm.student, arm.arm)):
+                if claim.low is not None and claim.high is not None:
+                    axes.plot([claim.low, claim.high], [place] * 2, color=COLOURS[1], lw=1)
+                axes.plot(claim.claimed, place, "D", color=COLOURS[2], ms=8, mfc="w")
+        if claims:
+            axes.plot([], [], color=COLOURS[1], lw=1, label="the claims' simultaneous intervals")
+            axes.plot([], [], "D", color=COLOURS[2], mfc="w", ls="", label="claimed")
+        axes.axvline(0, color="0.6", lw=1, zorder=0)
         axes.set_xlabel(f"top-1 of the last epoch minus that of {study.baseline}, points")
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
-def by_epoch(
-    study: Study, records: dict[str, dict[str, Any]], student: str, key: str, label: str
-) -> Figure | None:
-    """A metric by epoch: each arm's mean over seeds, and the band of mean ± sd.
-
-    The axis fits the last three quarters of the run, where arms differ by little.
-    """
+def accuracy(study: Study, runs: pd.DataFrame, findings: Findings, student: str) -> Figure:
+    """Top-1 of the last epoch by arm: each run, mean and 95 % t interval."""
+    arms = [arm for arm in findings.arms if arm.student == student]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
-        axes = figure.add_subplot()
-        low, high = np.inf, -np.inf
-        for number, arm in enumerate(study.arms):
-            values = [
-                [epoch[key] for epoch in records[job.name]["epochs"]]
-                for job in study.jobs
-                if job.student == student and job.arm == arm and job.name in records
-                if key in records[job.name]["epochs"][-1]
-            ]
-            if not values:
-                continue
-            series = np.asarray(values)
+        figure, axes = _rows_of_arms([(student, arm.arm, arm.top1.n) for arm in arms])
+        for place, arm in enumerate(arms):
+            mine = (runs["student"] == student) & (runs["arm"] == arm.arm)
+            _row(axes, place, runs.loc[mine, "top1"].to_numpy(), arm.top1)
+        said = "; t intervals are not limited to 0 to 100" if beyond(arms) else ""
+        axes.set_xlabel(f"test top-1 of the last epoch, %{said}")
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def by_epoch(
+    study: Study,
+    records: dict[str, dict[str, Any]],
+    student: str,
+    key: str,
+    label: str,
+    most: float = np.inf,
+) -> Figure | None:
+    """A metric by epoch, each arm's mean over seeds: the whole run, and its last quarter larger.
+
+    Args:
+        most: what the metric cannot exceed; the least is 0. The bands of mean ± sd end there.
+    """
+    curves = _curves(study, records, student, key)
+    if not curves:
+        return None
+    last = max(series.shape[1] for series in curves.values())
+    first = last - last // 4
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH + 2, 5.0), layout="constrained")
+        whole, late = figure.subplots(1, 2)
+        ends = []
+        for arm, series in curves.items():
             epochs, mean = np.arange(1, series.shape[1] + 1), series.mean(0)
-            colour, line = COLOURS[number % len(COLOURS)], LINES[number // 2 % len(LINES)]
-            axes.plot(
-                epochs,
-                mean,
-                color=colour,
-                ls=line,
+            style = _style(study, arm)
+            marker = "." if last < 8 else ""
+            whole.plot(epochs, mean, lw=2, marker=marker, **style)
+            late.plot(epochs[first - 1 :], mean[first - 1 :], lw=2, marker=marker, **style)
+            if len(series) > 1:
+                sd = series.std(0, ddof=1)
+                low, high = (mean - sd).clip(0, most), (mean + sd).clip(0, most)
+                whole.fill_between(epochs, low, high, color=style["color"], alpha=0.12, lw=0)
+            ends.append((f"{arm} (n = {len(series)})", epochs[-1], mean[-1], style["color"]))
+        whole.set_ylim(bottom=0)
+        whole.set_title("mean ± sd", fontsize=12)
+        whole.set_ylabel(label)
+        start = f"{late.get_ylim()[0]:.4g}"
+        late.set_title(f"means from epoch {first} on; this axis starts at {start}", fontsize=12)
+        for axes in (whole, late):
+            _epochs(axes)
+        _name_ends(late, ends)
+    return figure
+
+
+def schedule(
+    study: Study, records: dict[str, dict[str, Any]], student: str, key: str, quantity: str
+) -> Figure | None:
+    """What is constant within an epoch, as it was in each; arms with the same share a line."""
+    arms: dict[tuple[float, ...], list[str]] = {}
+    for arm, series in _curves(study, records, student, key).items():
+        arms.setdefault(tuple(series[0]), []).append(arm)
+    if not arms:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+        axes = figure.add_subplot()
+        for values, names in arms.items():
+            edges = np.arange(len(values) + 1) + 0.5
+            label = textwrap.fill(", ".join(names), 80)
+            axes.stairs(
+                values,
+                edges,
+                baseline=None,
                 lw=2,
-                drawstyle="steps-mid" if key in SCHEDULED else "default",
-                label=f"{arm} (n = {len(series)})",
+                clip_on=False,
+                label=label,
+                **_style(study, names[0]),
             )
-            sd = series.std(0, ddof=1) if len(series) > 1 else np.zeros_like(mean)
-            axes.fill_between(epochs, mean - sd, mean + sd, color=colour, alpha=0.15, lw=0)
-            late = slice(len(epochs) // 4, None)
-            low, high = min(low, (mean - sd)[late].min()), max(high, (mean + sd)[late].max())
-        if not axes.lines:
-            return None
-        margin = 0.05 * (high - low) or 0.5
-        axes.set_ylim(low - margin, high + margin)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylabel(label)
-        figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=11)
+        axes.set_ylim(0, 1.05 * max(map(max, arms)) or 1)
+        axes.set_ylabel(quantity)
+        axes.margins(x=0)
+        _epochs(axes)
+        figure.legend(loc="outside upper center", frameon=False, fontsize=11)
     return figure
 
 
@@ -136,8 +174,7 @@ def dat_groups(
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _epochs(axes)
         axes.set_ylabel("KL(teacher ‖ student), nats")
         figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
@@ -163,6 +200,7 @@ def softened(
         grid = figure.subplots(len(images), 4, width_ratios=[1, 2, 2, 2], squeeze=False)
         titles = "T = 1", f"T = {temperature:g}", f"T = {temperature:g}, {100 * ratio:g} % pruned"
         for row, axes in enumerate(grid):
+            axes[3].sharey(axes[2])
             axes[0].imshow(images[row].permute(1, 2, 0).numpy(), interpolation="nearest")
             axes[0].set_axis_off()
             axes[0].set_title(f"label {int(targets[row])}", fontsize=11)
@@ -186,5 +224,64 @@ def softened(
     return figure
 
 
-def _n(arm: Any) -> int:
-    return arm.to_baseline.n
+def _rows_of_arms(arms: list[tuple[str, str, int]]) -> tuple[Figure, Axes]:
+    """A figure with a row for each (student, arm, n)."""
+    figure = Figure(figsize=(WIDTH, 1.5 + 0.5 * len(arms)), layout="constrained")
+    axes = figure.add_subplot()
+    several = len({student for student, _, _ in arms}) > 1
+    names = [f"{f'{student}: ' if several else ''}{arm} (n = {n})" for student, arm, n in arms]
+    axes.set_yticks(range(len(arms)), names)
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.plot([], [], "o-", color=COLOURS[1], lw=2.5, label="mean, 95 % t interval of its own")
+    axes.plot([], [], "o", color="0.6", ms=4, label="one seed")
+    return figure, axes
+
+
+def _row(axes: Axes, place: int, values: Any, found: Summary | Difference | None) -> None:
+    """The values of the seeds, a little below their mean and its interval."""
+    assert found is not None
+    axes.plot(values, [place + 0.25] * len(values), "o", color="0.6", ms=4, mew=0, alpha=0.8)
+    if found.low is not None and found.high is not None:
+        axes.plot([found.low, found.high], [place] * 2, color=COLOURS[1], lw=2.5)
+    axes.plot(found.mean, place, "o", color=COLOURS[1], ms=8)
+
+
+def _curves(
+    study: Study, records: dict[str, dict[str, Any]], student: str, key: str
+) -> dict[str, np.ndarray]:
+    """Arm -> a metric of its runs that have it, (runs, epochs)."""
+    found: dict[str, list[list[float]]] = {arm: [] for arm in study.arms}
+    for job in study.jobs:
+        if job.student == student and job.name in records:
+            epochs = records[job.name]["epochs"]
+            if key in epochs[-1]:
+                found[job.arm].append([epoch[key] for epoch in epochs])
+    return {arm: np.asarray(values) for arm, values in found.items() if values}
+
+
+def _style(study: Study, arm: str) -> dict[str, Any]:
+    number = study.arms.index(arm)
+    line = LINES[(number // 2 + number // len(COLOURS)) % len(LINES)]
+    return {"color": COLOURS[number % len(COLOURS)], "ls": line}
+
+
+def _epochs(axes: Axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _name_ends(axes: Axes, ends: list[tuple[str, float, float, str]]) -> None:
+    """Name lines at their ends, (name, x, y, colour), below each other where they end close."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    axes.set(xlim=(left, right), ylim=(low, high))
+    ends = sorted(ends, key=lambda end: end[2])
+    gap = (high - low) * min(0.07, 1 / len(ends))
+    places: list[float] = []
+    for _, _, y, _ in ends:
+        places.append(max(y, places[-1] + gap) if places else y)
+    for back in range(len(places)):
+        places[-1 - back] = min(places[-1 - back], high - back * gap)
+    beside = right + 0.05 * (right - left)
+    for (name, x, y, colour), place in zip(ends, places, strict=True):
+        axes.plot([x, beside], [y, place], color=colour, lw=1, clip_on=False)
+        axes.text(beside, place, f" {name}", va="center", fontsize=11)

@@ -3,19 +3,19 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ..config import leaves
+from ..engine.environment import CONDITIONS, changes
 from ..engine.folder import differences, plain
 from ..engine.record import printable, read_record
-from ..errors import ConfigError, RunError
+from ..errors import ConfigError, RunError, brief
 from .plan import RUNS, Study
 
-# What must be the same in all runs of a student, beside SOLVER (but for its seed) and DATASET.
-ENVIRONMENT = ("mdistiller_ext", "git_commit", "torch", "cuda", "device", "device_name")
 METRICS = {
     "top1": "last_epoch_top1",
     "best": "best_epoch_top1_selected_on_test",
@@ -29,16 +29,23 @@ LAST_EPOCH = {
     "nll": "test_nll",
     "ece": "test_ece",
 }
+FIGURES = ["mean_last_10", "seconds", *LAST_EPOCH]  # beside the two accuracies
 
 
-def collect(study: Study) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The study's records by the name of their run, and one line for each that is left out."""
+def collect(
+    study: Study, allowed: Iterable[str] = ()
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The study's records by the name of their run, and one line for each that is left out.
+
+    Args:
+        allowed: names of conditions that may differ between the sessions of a run.
+    """
     jobs = {job.name: job for job in study.jobs}
     found, left_out = {}, []
     for file in sorted((study.folder / RUNS).glob("*/record.json")):
         try:
             record = read_record(file)
-            reason = _fault(record, file, jobs)
+            reason = _fault(record, file, jobs) or _changed(record, allowed)
         except RunError as error:
             reason = str(error).removeprefix(f"{file}: ")
         if reason:
@@ -59,8 +66,15 @@ def check_conditions(
         allowed: names of conditions that may differ.
 
     Raises:
-        ConfigError: names each condition that differs, its values and how many runs have them.
+        ConfigError: names each condition that differs, its values and how many runs have them; or
+            a name in `allowed` that is no condition.
     """
+    known = {*CONDITIONS, "teacher"}.union(*(conditions(r) for r in records.values()))
+    if unknown := [key for key in allowed if key not in known]:
+        raise ConfigError(
+            f"--allow: {', '.join(map(brief, unknown))} is no condition, expected one of "
+            f"{', '.join(sorted(known))}"
+        )
     faults = []
     for student in study.students:
         seen: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -77,8 +91,9 @@ def check_conditions(
 
 
 def conditions(record: dict[str, Any]) -> dict[str, Any]:
-    """What must be equal for two runs to be compared."""
-    found = {key: record["environment"].get(key) for key in ENVIRONMENT}
+    """What must be equal for two runs to be compared; what a run does not have is left out."""
+    session = record["environments"][-1]
+    found = {key: session[key] for key in CONDITIONS if session.get(key) is not None}
     if record["teacher"]:
         found["teacher"] = record["teacher"]["sha256"]
     for section in ("SOLVER", "DATASET"):
@@ -89,7 +104,11 @@ def conditions(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(study: Study, records: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """One row a run: student, arm, seed and its figures."""
+    """One row a run: student, arm, seed, its figures, and on what it was made.
+
+    `together` is how many runs its process trained at once: then the seconds are their group's.
+    `device_name` is None for a run that was continued on another kind of device.
+    """
     rows = []
     for job in study.jobs:
         if job.name not in records:
@@ -98,9 +117,26 @@ def table(study: Study, records: dict[str, dict[str, Any]]) -> pd.DataFrame:
         row: dict[str, Any] = {"student": job.student, "arm": job.arm, "seed": job.seed}
         row |= {name: record[key] for name, key in METRICS.items()}
         row |= {name: record["epochs"][-1].get(key) for name, key in LAST_EPOCH.items()}
+        if len(record["epochs"]) < 10:
+            row["mean_last_10"] = None
+        kinds = {session["device_name"] for session in record["environments"]}
+        row["device_name"] = kinds.pop() if len(kinds) == 1 else None
+        row["together"] = max(session.get("together", 1) for session in record["environments"])
         rows.append(row)
-    columns = ["student", "arm", "seed", *METRICS, *LAST_EPOCH]
+    columns = ["student", "arm", "seed", *METRICS, *LAST_EPOCH, "device_name", "together"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _changed(record: dict[str, Any], allowed: Iterable[str]) -> str:
+    """Which conditions changed between the sessions of a run, or ""."""
+    faults = []
+    for before, now in pairwise(record["environments"]):
+        faults += [
+            f"{change} in epoch {now['first_epoch']}"
+            for change in changes(before, now)
+            if change.split()[0] not in allowed
+        ]
+    return f"its sessions differ: {'; '.join(faults)}" if faults else ""
 
 
 def _fault(record: dict[str, Any], file: Path, jobs: dict[str, Any]) -> str:

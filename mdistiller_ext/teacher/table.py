@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,13 @@ FORMAT = 1
 DTYPES = {"float32": np.float32, "float16": np.float16}
 # A chunk has one size, so that an entry has the same bits whoever computes it and when.
 CHUNK = {"cpu": 128, "cuda": 2048}
+BLOCK = 2048  # entries between two looks at what other processes have computed meanwhile
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2}  # relative to a sample's largest logit
 Progress = Callable[[int], Any]  # called with a number of entries that are ready
+
+
+class Unwritable(RunError):
+    """There is no place for a table."""
 
 
 class TeacherTable:
@@ -52,13 +58,15 @@ class TeacherTable:
             data: the training set; entries are computed on its device.
 
         Raises:
+            Unwritable: its folder cannot be made.
             RunError: the files are damaged, or a sample of the entries is not what the network
                 answers.
         """
         self.data, self.dtype = data, dtype
         self.device = data.targets.device
         self.network = folded(network).to(self.device)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.device.type == "cpu":  # where the layout helps; without tensor cores not on a GPU
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.hits = self.misses = self.damaged = 0
         self.problem = ""
         self.resident: Tensor | None = None
@@ -71,6 +79,7 @@ class TeacherTable:
             "padding": data.padding,
             "flips": data.flips,
             "shape": list(self.shape),
+            "device": self.device.type,  # another kind's entries are equal to rounding only
             "dtype": dtype,
         }
         text = json.dumps(facts, indent=1)
@@ -84,7 +93,7 @@ class TeacherTable:
             self._create(text.encode())
             writable = [file.open() for file in self._files]
         except OSError as error:
-            raise RunError(
+            raise Unwritable(
                 f"teacher table {self.folder}: {error.strerror or error}; name another folder "
                 f"with DISTILLER.TEACHER_TABLE_ROOT, or set DISTILLER.TEACHER_TABLE off"
             ) from error
@@ -105,11 +114,10 @@ class TeacherTable:
     def facts(self) -> dict[str, Any]:
         """For the record."""
         return {
-            "folder": str(self.folder),
+            "fingerprint": self.folder.name,
             "dtype": self.dtype,
             "bytes": self.nbytes,
             "entries": self.rows,
-            "filled": self.filled,
             "hits": self.hits,
             "misses": self.misses,
             "damaged": self.damaged,
@@ -118,28 +126,42 @@ class TeacherTable:
 
     def logits(self, index: Tensor, view: Tensor, progress: Progress | None = None) -> Tensor:
         """The network's logits, (M, C), float32, of views (M,) of images (M,); on their device."""
-        position = index * self.shape[1] + view
+        position, before = index * self.shape[1] + view, self.misses
         if self.resident is None:
             position = position.cpu()
-            before = self.damaged
-            rows, known = self._read(position.numpy())
-            if self.damaged > before:
-                count = self.damaged - before
+            rows, there, whole = self._read(position.numpy())
+            if count := int(np.count_nonzero(there & ~whole)):
+                self.damaged += count
                 print(f"teacher table {self.folder}: {count} damaged entries are computed again")
-            found, present = torch.from_numpy(rows), torch.from_numpy(known)
+            found, present = torch.from_numpy(rows), torch.from_numpy(whole)
         else:
-            found, present = self.resident[position], self.present[position]
+            # In this order: another run's stream fills a row before it says that it is there.
+            present = self.present[position]
+            found = self.resident[position]
         missing = (~present).nonzero().flatten()
-        self.hits += len(position) - len(missing)
-        self.misses += len(missing)
         if progress:
             progress(len(position) - len(missing))
-        for part in missing.split(CHUNK[self.device.type]) if len(missing) else ():
-            fresh = self._compute(position[part]).to(found)
-            self._keep(position[part], fresh)
-            found[part] = fresh
-            if progress:
-                progress(len(part))
+        # Runs of one seed ask for the same views at the same time: each process goes through the
+        # missing ones in an order of its own, and looks again whether another was faster.
+        blocks = list(missing.split(BLOCK)) if len(missing) else []
+        random.Random().shuffle(blocks)
+        for block in blocks:
+            if self.resident is None:
+                rows, _, whole = self._read(position[block].numpy())
+                found[block] = torch.from_numpy(rows)
+                block = block[torch.from_numpy(~whole)]
+                if progress:
+                    progress(int(whole.sum()))
+            self.misses += len(block)
+            for part in block.split(CHUNK[self.device.type]) if len(block) else ():
+                fresh = self._compute(position[part]).to(found)
+                self._keep(position[part], fresh)
+                found[part] = fresh
+                if progress:
+                    progress(len(part))
+        self.hits += len(position) - (self.misses - before)
+        if self.device.type == "cuda" and self.misses > before:
+            torch.cuda.current_stream(self.device).synchronize()  # for the streams of other runs
         return found.to(self.device, torch.float32)
 
     def fill(self, progress: Progress | None = None, images: int = 1024) -> None:
@@ -156,9 +178,9 @@ class TeacherTable:
         self.present = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
         there = np.flatnonzero(self._sums())
         for position in np.array_split(there, len(there) // 100_000 + 1):
-            rows, known = self._read(position)
-            places = torch.from_numpy(position[known]).to(self.device)
-            resident[places] = torch.from_numpy(rows[known]).to(self.device)
+            rows, _, whole = self._read(position)
+            places = torch.from_numpy(position[whole]).to(self.device)
+            resident[places] = torch.from_numpy(rows[whole]).to(self.device)
             self.present[places] = True
         self.resident = resident
 
@@ -166,7 +188,12 @@ class TeacherTable:
         count, chunk = len(position), CHUNK[self.device.type]
         position = torch.cat([position, position[-1:].expand(chunk - count)]).to(self.device)
         views = self.data.num_views
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+        # One arithmetic for all entries, whatever a run trains in.
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        ):
             batch = self.data.batch(position // views, position % views)
             return self.network(batch.image)[0][:count].float().clone()
 
@@ -183,16 +210,15 @@ class TeacherTable:
             self.problem = f"cannot be written: {error.strerror}"
             print(f"teacher table {self.folder}: {self.problem}; new entries are not kept")
 
-    def _read(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows, and whether each is there and whole."""
+    def _read(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows, whether each is there, and whether it is whole as well."""
         sums = self._sums()[position]
         there = sums != 0
         logits = self._files[0]
         rows = np.zeros((len(position), self.shape[2]), logits.dtype)
         rows[there] = logits.content[position[there]]
         whole = there & (_checksum(rows, position) == sums)
-        self.damaged += int(np.count_nonzero(there & ~whole))
-        return rows, whole
+        return rows, there, whole
 
     def _sums(self) -> np.ndarray:
         """The checksum of every entry, 0 where there is none; none when the file is gone.
@@ -223,8 +249,7 @@ class TeacherTable:
         if not len(there):
             return
         some = np.random.default_rng().choice(there, min(count, len(there)), replace=False)
-        rows, whole = self._read(some)
-        self.damaged = 0
+        rows, _, whole = self._read(some)
         kept = torch.from_numpy(rows[whole].astype(np.float32))
         if not len(kept):
             return
@@ -282,7 +307,7 @@ def default_root() -> Path:
     """The cache folder: MDISTILLER_EXT_CACHE, or mdistiller_ext in the user's cache folder."""
     own = os.environ.get("MDISTILLER_EXT_CACHE")
     users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(own) if own else Path(users) / "mdistiller_ext" / "teacher_tables"
+    return Path(own).expanduser() if own else Path(users) / "mdistiller_ext" / "teacher_tables"
 
 
 def _checksum(rows: np.ndarray, position: np.ndarray) -> np.ndarray:

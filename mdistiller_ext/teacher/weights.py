@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, RunError
+from .. import packaged
+from ..errors import ConfigError, RunError, brief
 from ..files import check_finite, download_folder, load, read
 from ..models import cifar_model_dict
 from ..models.resnet import CHECKPOINTS
@@ -59,26 +60,41 @@ def fetch_weights(name: str, dataset: str) -> Path:
             return _toolkit_file(name)
         except RunError as error:
             tried.append(str(error))
+    config = f"{dataset}/teacher_{name}"
+    trained = f", or train one: mdistiller-ext train --cfg {config}"
     raise RunError(
         f"no weights for the teacher {name} on {dataset}. Tried: {'; '.join(tried)}. Name a file "
-        f"with DISTILLER.TEACHER_CKPT, or train one: "
-        f"python tools/train.py --cfg configs/{dataset}/teacher_{name}.yaml"
+        f"with DISTILLER.TEACHER_CKPT (of eval, with --ckpt)"
+        f"{trained if config in packaged.names() else ''}"
     )
 
 
 def load_weights(file: Path) -> Weights:
-    """Read a file `{"model": state_dict}`, the toolkit's format, without running any of its code.
+    """Read a state dict without running any of the file's code.
+
+    It is the file's content, or its entry "model", as the toolkit writes it, or "state_dict". The
+    prefix "module." of a network that was trained in parallel is taken off.
 
     Raises:
-        RunError: the file cannot be read, is no such dictionary, or holds a NaN or an infinity.
+        RunError: the file cannot be read, holds no state dict, or a NaN or an infinity.
     """
     content = load(file)
-    state = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        raise RunError(f"{file}: expected a state dict, found a {type(content).__name__}")
+    state = next((content[key] for key in ("model", "state_dict") if key in content), content)
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
-        raise RunError(f'{file}: expected {{"model": state_dict}}, found something else')
+        keys = ", ".join(brief(key) for key in [*content][:5])
+        raise RunError(
+            f'{file}: expected a state dict, or one as its entry "model" or "state_dict", found a '
+            f"dict of {keys or 'nothing'}"
+        )
     check_finite(file, state)
+    if state and all(key.startswith("student.") for key in state):
+        raise RunError(f"{file}: holds the state of a run; its network is student_last beside it")
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
     return Weights(dict(state), file, hashlib.sha256(read(file)).hexdigest())
 
 

@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 
 from ..data.contrastive import ContrastiveSampler
 from ..errors import ConfigError, RunError
+from ..files import code_hash
 from ..seeding import epoch_generator
 from .locate import import_toolkit
 
@@ -46,6 +47,11 @@ def toolkit_facts(name: str, fix: bool) -> dict[str, Any]:
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "mended": FIXES.get(name) if fix else None,
     }
+
+
+def toolkit_hash() -> str:
+    """sha256 of the toolkit's code: a method is more than its own file."""
+    return code_hash(import_toolkit().root / "mdistiller")
 
 
 def build_toolkit_distiller(

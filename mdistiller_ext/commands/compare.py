@@ -1,0 +1,109 @@
+"""Run a study, and say what can be concluded from it.
+
+    %(prog)s run STUDY.yaml [--jobs N] [--together K] [KEY VALUE ...]
+    %(prog)s run STUDY.yaml --launcher ray [--address HOST:PORT] [--gpus 0.25]
+    %(prog)s list STUDY.yaml [KEY VALUE ...]
+    %(prog)s report STUDY.yaml [--allow CONDITION] [KEY VALUE ...]
+
+Runs that are finished are never repeated; those that stopped go on. `list` says how far each arm
+is, and how long the rest takes at the pace so far. KEY VALUE pairs, as
+DATASET.ROOT, must be the same for all.
+"""
+
+import argparse
+import shlex
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import packaged
+from ..errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from ..study.launch import Launcher
+
+
+OUTPUT = Path("output", "studies")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=["run", "list", "report"])
+    parser.add_argument("study", type=packaged.study, metavar="STUDY.yaml")
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER")
+    parser.add_argument("--jobs", type=int, help="processes at once (default: one a core, or 1)")
+    parser.add_argument("--together", type=int, help="runs a process trains at once (GPU: 16)")
+    parser.add_argument("--launcher", choices=["processes", "ray"], default="processes")
+    parser.add_argument(
+        "--address", help="of a Ray cluster (default: one that runs here, or a new)"
+    )
+    parser.add_argument(
+        "--gpus", type=float, default=0.0, help="of Ray, for a process: 1, 0.25, .."
+    )
+    parser.add_argument("--allow", action="append", default=[], metavar="CONDITION")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings of every run")
+
+
+def main(args: argparse.Namespace) -> None:
+    for name in ("jobs", "together"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name}: {value} is not allowed, expected at least 1")
+    ray = args.launcher == "ray"
+    for name, misplaced in (
+        ("jobs", ray),
+        ("device", ray),
+        ("address", not ray),
+        ("gpus", not ray),
+    ):
+        if misplaced and getattr(args, name):
+            raise ConfigError(f"--{name}: has no effect with --launcher {args.launcher}")
+    if args.gpus < 0:
+        raise ConfigError(f"--gpus: {args.gpus:g} is not allowed, expected at least 0")
+
+    from ..engine import pick_device
+    from ..study.launch import progress, run_jobs
+    from ..study.plan import inert_arms, read_study
+
+    study = read_study(args.study, args.output, args.opts)
+    if args.action == "list":
+        print(progress(study))
+        return
+    if args.action == "report":
+        try:
+            from ..study.report import write_report
+        except ImportError as error:
+            raise ConfigError(f"{error}: pip install 'mdistiller-ext[study]'") from error
+        text, folder = write_report(study, args.allow)
+        print(f"{text}\nreport: {folder / 'report.html'}")
+        return
+    for line in inert_arms(study):
+        print(f"warning: {line}", flush=True)
+    cuda = args.gpus > 0 if ray else pick_device(args.device).type == "cuda"
+    launcher = on_cluster(args, cuda) if ray else on_machine(args, cuda)
+    failed = run_jobs(study.jobs, launcher, args.together or (16 if cuda else 1))
+    if failed:
+        raise RunError("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
+    again = ["--output", str(args.output)] if args.output != OUTPUT else []
+    words = ["report", str(args.study), *again, *args.opts]
+    print(f"all runs are finished: {args.prog} {shlex.join(words)}")
+
+
+def on_machine(args: argparse.Namespace, cuda: bool) -> "Launcher":
+    import torch
+
+    from ..engine import pick_device
+    from ..study.launch import processes
+
+    count = args.jobs or (1 if cuda else max(1, torch.get_num_threads()))
+    return partial(processes, device=pick_device(args.device), count=count)
+
+
+def on_cluster(args: argparse.Namespace, cuda: bool) -> "Launcher":
+    try:
+        from ..study.cluster import ray_tasks
+    except ImportError as error:
+        raise ConfigError(f"--launcher ray: {error}: pip install 'mdistiller-ext[ray]'") from error
+    return partial(
+        ray_tasks, address=args.address, device="cuda" if cuda else "cpu", gpus=args.gpus
+    )

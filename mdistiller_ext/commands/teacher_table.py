@@ -1,0 +1,56 @@
+"""Fill the teacher table of a config: the teacher's logits for every view of every training image.
+
+    %(prog)s --cfg configs/cifar100/dkd.yaml [--device cuda] [KEY VALUE ...]
+
+Training fills the table as it goes, so this is never needed; it pays before many runs, and on a
+GPU. Stopped, it goes on where it was. Every method, student and seed with this teacher shares it.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from .. import packaged
+from ..errors import ConfigError, RunError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cfg", required=True, type=packaged.config, metavar="FILE", help="YAML file"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's")
+
+
+def main(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from ..config import NUM_CLASSES, load_cfg
+    from ..data import get_dataset
+    from ..engine import pick_device, teacher_weights
+    from ..models import cifar_model_dict
+    from ..teacher import TeacherTable, default_root, load_into
+
+    cfg = load_cfg(args.cfg, args.opts)
+    if cfg.DISTILLER.TYPE == "NONE":
+        raise ConfigError("DISTILLER.TYPE: NONE has no teacher")
+    device = pick_device(args.device)
+    weights = teacher_weights(cfg, device)
+    name = cfg.DISTILLER.TEACHER
+    teacher = cifar_model_dict[name][0](num_classes=NUM_CLASSES[cfg.DATASET.TYPE])
+    load_into(teacher, weights, name)
+    root = Path(cfg.DISTILLER.TEACHER_TABLE_ROOT or default_root())
+    data = get_dataset(cfg)[0].to(device)
+    table = TeacherTable(root, teacher, data, cfg.DISTILLER.TEACHER_TABLE_DTYPE)
+    if device.type == "cuda":
+        table.hold()
+    start = time.perf_counter()
+    with tqdm(total=table.rows, desc=name, unit=" views", unit_scale=True) as bar:
+        table.fill(bar.update)
+    seconds = time.perf_counter() - start
+    print(
+        f"{table.folder}: {table.filled:,} of {table.rows:,} views, {table.nbytes / 1e6:,.1f} MB; "
+        f"{table.misses:,} computed in {seconds:.1f} s on {device}"
+    )
+    if table.problem:
+        raise RunError(f"teacher table {table.folder}: {table.problem}")

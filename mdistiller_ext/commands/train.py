@@ -1,0 +1,47 @@
+"""Train a student, or a teacher, as a config file says.
+
+%(prog)s --cfg configs/cifar100/dkd_lp.yaml [--resume] [KEY VALUE ...]
+torchrun --nproc_per_node 2 -m mdistiller_ext train --cfg ...
+"""
+
+import argparse
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+from .. import packaged
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cfg", required=True, type=packaged.config, metavar="FILE", help="YAML file"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on where the same run stopped")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's")
+
+
+def main(args: argparse.Namespace) -> None:
+    from ..config import load_cfg, shown
+    from ..engine import World, default_name, pick_device, resumed_name, train
+
+    cfg = load_cfg(args.cfg, args.opts)
+    device = pick_device(args.device)
+    world = World.join(device)
+    # One process speaks for all.
+    with nullcontext() if world.first else redirect_stdout(StringIO()):
+        print(f"{shown(cfg).dump()}device: {device}, processes: {world.size}", flush=True)
+        name = (resumed_name if args.resume else default_name)(cfg, args.opts)
+        folder = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name)
+        if args.resume and not folder.exists():
+            print(f"{folder}: nothing to resume, so it starts with epoch 1")
+        record, folder = train(cfg, name, device, resume=args.resume, world=world)
+    world.leave()
+    if world.first:
+        epochs = len(record["epochs"])
+        print(
+            f"top-1 on the test set: {record['last_epoch_top1']:.2f} % at the last epoch, "
+            f"{record['mean_last_10_top1']:.2f} % mean of the last {min(10, epochs)}, "
+            f"{record['best_epoch_top1_selected_on_test']:.2f} % at epoch {record['best_epoch']}, "
+            f"the best one (selected on the test set)\nrecord: {folder / 'record.json'}"
+        )

@@ -1,0 +1,58 @@
+"""What the runs of one process have in common."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from yacs.config import CfgNode
+
+from ..data import ImageSet, get_dataset
+from ..distillers import Distiller
+from ..teacher import TeacherTable, Weights
+from .build import build_table
+from .replicas import World
+from .stop import StopSignals
+
+
+class Shared:
+    """What the runs of one process share: data on the device, teachers' answers, being stopped."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        stop: StopSignals,
+        world: World | None = None,
+        together: int = 1,
+    ) -> None:
+        self.device, self.stop, self.world = device, stop, world or World()
+        self.together = together  # how many runs they are
+        self.sets: dict[tuple[str, str], tuple[ImageSet, ImageSet]] = {}
+        self.tables: dict[tuple[str, ...], TeacherTable | None] = {}
+        self.logits: dict[tuple[str, ...], Tensor] = {}
+
+    def data(self, cfg: CfgNode) -> tuple[ImageSet, ImageSet]:
+        """(train, test), on the device."""
+        key = cfg.DATASET.TYPE, cfg.DATASET.ROOT
+        if key not in self.sets:
+            train_set, test_set = get_dataset(cfg)
+            self.sets[key] = train_set.to(self.device), test_set.to(self.device)
+        return self.sets[key]
+
+    def table(
+        self, cfg: CfgNode, distiller: Distiller, weights: Weights, data: ImageSet
+    ) -> TeacherTable | None:
+        node = cfg.DISTILLER
+        where = (cfg.DATASET.TYPE, cfg.DATASET.ROOT, node.TEACHER_TABLE_ROOT)
+        key = (weights.sha256, node.TEACHER, node.TEACHER_TABLE, node.TEACHER_TABLE_DTYPE, *where)
+        if key not in self.tables:
+            self.tables[key] = build_table(cfg, distiller, data)
+        return self.tables[key]
+
+    def teacher_logits(
+        self, cfg: CfgNode, weights: Weights, evaluate: Callable[[], Tensor]
+    ) -> Tensor:
+        """The teacher's logits on the test set, (N, C), as `evaluate` computes them once."""
+        key = (weights.sha256, cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE, cfg.DATASET.ROOT)
+        if key not in self.logits:
+            self.logits[key] = evaluate()
+        return self.logits[key]

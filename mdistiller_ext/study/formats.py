@@ -1,0 +1,129 @@
+"""A report as text for the terminal, Markdown, LaTeX and one HTML page."""
+
+import base64
+import io
+import re
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import jinja2
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..engine.record import printable
+from .plan import RUNS, slug
+from .tables import Section
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+WIDE = 48  # characters, of a cell that is prose
+SMALL = "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"
+TEX = {c: f"\\{c}" for c in "&%$#_{}"}
+TEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What every format says.
+
+    Attributes:
+        intro: paragraphs.
+        runs: student, arm, seed, top1 and name of each run.
+    """
+
+    title: str
+    intro: list[str]
+    warnings: list[str]
+    sections: list[Section]
+    left_out: list[str]
+    runs: pd.DataFrame
+
+
+def text(report: Report) -> str:
+    """For the terminal."""
+    wrapped = lambda cell: textwrap.fill(printable(cell), WIDE)  # noqa: E731
+    return _text(report, printable, wrapped, "simple")
+
+
+def markdown(report: Report) -> str:
+    """As Markdown, in which nothing that a record says is markup."""
+    return _text(
+        report,
+        lambda line: re.sub(r"[\\`*<>&\[\]|]", r"\\\g<0>", printable(line)),
+        # Brackets are intervals, but for links.
+        lambda cell: re.sub(r"[\\`*<>&|]|(?<=\])\(", r"\\\g<0>", printable(cell)),
+    )
+
+
+def latex(report: Report) -> str:
+    r"""Text and tables for \input, which need booktabs."""
+    parts = [_tex(f"{report.title}."), *map(_tex, report.intro + report.warnings)]
+    for heading, note, frame in report.sections:
+        wide = [frame[name].str.len().max() > WIDE for name in frame]
+        columns = ["l", "l", *"r" * (len(wide) - 2)]
+        columns = ["p{4cm}" if w else c for w, c in zip(wide, columns, strict=True)]
+        table = (
+            frame.map(_tex)
+            .rename(columns=_tex)
+            .to_latex(
+                index=False,
+                caption=_tex(f"{heading}. {note}"),
+                label=f"tab:{slug(report.title)}-{slug(heading)}".lower(),
+                column_format="".join(columns),
+                position="htbp",
+            )
+        )
+        parts.append(table.replace(r"\begin{tabular}", rf"{SMALL}\begin{{tabular}}"))
+    parts += [_tex(f"Left out: {line}.") for line in report.left_out]
+    return "\n\n".join(parts) + "\n"
+
+
+def html(report: Report, pictures: list[tuple[str, bytes]]) -> str:
+    """One page that needs nothing beside it; pictures are (caption, SVG)."""
+    template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True)
+    return template.render(
+        report=report,
+        tables=[
+            (heading, note, frame.to_html(index=False, border=0, classes=slug(heading)))
+            for heading, note, frame in report.sections
+        ],
+        pictures=[
+            (caption, f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}")
+            for caption, picture in pictures
+        ],
+        runs=[
+            (f"../{RUNS}/{quote(run.name)}/", run) for run in report.runs.itertuples(index=False)
+        ],
+    )
+
+
+def drawn(figure: Figure, kind: str) -> bytes:
+    """A picture's file, the same bytes each time."""
+    sink = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": ""}):
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(sink, format=kind, dpi=150, metadata=metadata)
+    return sink.getvalue()
+
+
+def _text(
+    report: Report, line: Callable[[str], str], cell: Callable[[str], str], layout: str = "pipe"
+) -> str:
+    parts = [f"# {line(report.title)}", *map(line, report.intro)]
+    parts += [f"**Warning:** {line(warning)}" for warning in report.warnings]
+    for heading, note, frame in report.sections:
+        shown = frame.map(cell).rename(columns=cell)
+        grid = shown.to_markdown(index=False, disable_numparse=True, tablefmt=layout)
+        parts += [f"## {line(heading)}", line(note), grid]
+    if report.left_out:
+        parts += ["## Left out", "\n".join(f"- {line(reason)}" for reason in report.left_out)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _tex(words: str) -> str:
+    escaped = "".join(TEX.get(c, c) for c in printable(words))
+    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)
