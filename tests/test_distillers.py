@@ -142,6 +142,16 @@ def test_losses_are_in_float32_or_better(name, dtype, expected):
     assert {loss.dtype for loss in losses.values()} == {expected}
 
 
+def test_a_teacher_computes_in_float32_beside_a_student_in_bf16():
+    """As its table has its answers."""
+    distiller, image = build("DKD"), batch()["image"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        student, teacher = distiller.logits(image)
+        assert distiller.student(image)[0].dtype == torch.bfloat16
+    assert torch.equal(teacher, distiller.teacher(image)[0])
+    assert not torch.equal(student, distiller.student(image)[0])
+
+
 def test_schedules_name_what_they_change():
     assert build("KD").schedule(1) == {"temperature": 4}
     assert build("DKD").schedule(5) == {"warmup": 0.25, "temperature": 4.0}

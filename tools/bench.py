@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
@@ -238,20 +239,21 @@ class Bench:
         """Images/s if the student's step were all arithmetic, or all reading and writing."""
         student, _ = self.networks()
         image = torch.randn(self.args.batch, 3, 32, 32, device=self.device)
-        sizes: list[int] = []
-        for module in student.modules():
-            if not list(module.children()):
-                module.register_forward_hook(lambda m, i, out: sizes.append(out.numel()))
+        with Outputs() as outputs:
+            logits = student(image)[0]
         with FlopCounterMode(display=False) as counter:
-            student(image)[0].sum().backward()
-        flops, numbers = counter.get_total_flops(), sum(sizes)
+            student(image)
+            logits.sum().backward()
+        flops, numbers = counter.get_total_flops(), sum(outputs.sizes)
         # Each output is written and read; so is, in the backward pass, its gradient, and the
-        # output is read once more. The copies are as large as the largest of them.
-        side = 2048 if self.device.type == "cpu" else 8192
+        # output is read once more. On a CPU the copies are as large as the largest of them, on a
+        # GPU they are larger than its caches.
+        cpu = self.device.type == "cpu"
+        side, count = (2048, max(outputs.sizes)) if cpu else (8192, 1 << 28)
         matrix = torch.ones(side, side, device=self.device)
-        to, source = torch.ones(2, max(sizes), device=self.device)
+        to, source = torch.ones(2, count, device=self.device)
         speed = self.best(2 * side**3, lambda: torch.mm(matrix, matrix))
-        bandwidth = self.best(8 * max(sizes), lambda: to.copy_(source))
+        bandwidth = self.best(8 * count, lambda: to.copy_(source))
         seconds = flops / speed, 5 * 4 * numbers / bandwidth
         print(
             f"the student's step: {flops / 1e9:.2f} GFLOP at {speed / 1e9:,.0f} GFLOP/s measured, "
@@ -286,6 +288,21 @@ class Bench:
                 rates = [self.rate(work) for _ in range(self.args.rounds)]
                 print(f"| {value} | {statistics.median(rates):,.0f} |", flush=True)
             print()
+
+
+class Outputs(TorchDispatchMode):
+    """The sizes of the tensors that operations write, views left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = operation(*args, **(kwargs or {}))
+        first = result[0] if isinstance(result, tuple) else result
+        if isinstance(first, Tensor) and not operation.is_view:
+            self.sizes.append(first.numel())
+        return result
 
 
 class Elsewhere:

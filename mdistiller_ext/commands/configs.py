@@ -1,9 +1,9 @@
 """List the packaged configs and studies, or copy one out to edit it.
 
-    %(prog)s
-    %(prog)s digits/dkd_lp my_dkd_lp.yaml
-    %(prog)s studies/digits my_study.yaml
-    %(prog)s --keys                  # every key, with its default and what it may be
+%(prog)s
+%(prog)s digits/dkd_lp my_dkd_lp.yaml
+%(prog)s studies/digits my_study.yaml
+%(prog)s --keys                  # every key, with its default and what it may be
 """
 
 import argparse

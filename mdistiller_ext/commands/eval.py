@@ -1,7 +1,7 @@
 """Evaluate a network on a test set.
 
-    %(prog)s -m resnet20 -c output/.../student_best
-    %(prog)s -m resnet56 -c pretrain
+%(prog)s -m resnet20 -c output/.../student_best
+%(prog)s -m resnet56 -c pretrain
 """
 
 import argparse
