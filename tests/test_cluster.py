@@ -89,7 +89,7 @@ def is_free(job):
 def test_a_node_that_dies_costs_its_unfinished_runs_only(cluster, workdir):
     second = cluster.add_node(num_cpus=1)
     teacher = ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
-    jobs = two_seeds(teacher).jobs
+    jobs = sorted(two_seeds(teacher).jobs, key=lambda job: job.cfg.SOLVER.EPOCHS)
     process = run(cluster.address, *teacher)
     at_three = [("finished", 2), ("finished", 2), ("running", 3), ("running", 3)]
     wait_until(lambda: [state(job) for job in jobs] == at_three, process)
