@@ -552,7 +552,8 @@ def test_where_only_the_state_before_is_left_the_run_goes_on_from_it(tool, whole
 def test_without_a_state_before_it_the_run_starts_anew(tool, whole):
     shutil.copytree(whole, FOLDER)
     (FOLDER / "latest.previous").write_bytes(b"rotten, too")
-    (FOLDER / "latest").unlink()
+    for name in ("latest", "record.json"):
+        (FOLDER / name).unlink()
     status, _, stderr = tool(*DIGITS, "--resume")
     assert status == 1 and stderr.endswith(
         f"there is no state before it: remove {FOLDER} to start anew\n"

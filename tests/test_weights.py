@@ -63,7 +63,7 @@ def test_not_found_lists_the_places_and_the_command(workdir, monkeypatch):
         str(TOOLKIT),
         "http://127.0.0.1:9/cifar_teachers.tar: download failed",
         "DISTILLER.TEACHER_CKPT",
-        "python tools/train.py --cfg configs/cifar100/teacher_resnet110.yaml",
+        "train --cfg cifar100/teacher_resnet110",
     ):
         assert part in str(error.value)
     assert not list(workdir.rglob("*.tar"))
