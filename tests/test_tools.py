@@ -239,3 +239,19 @@ def test_closed_and_narrow_streams_cost_no_run(workdir):
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     result = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
     assert result.returncode == 0 and "\\ud55c" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "")]
+)
+def test_threads_that_wait_spin_shortly_unless_told_otherwise(workdir, given, expected):
+    """Set before torch is imported, where its thread library reads it."""
+    code = "import os, sys; sys.path.insert(0, '.'); from mdistiller_ext import command"
+    code += "; command.run_tool = lambda *a: print(os.environ.get('GOMP_SPINCOUNT', ''), 'torch' in"
+    code += " sys.modules); command.run('pack', 'pack')"
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
+    words = [sys.executable, "-c", code]
+    output = subprocess.run(words, env=environment | given, capture_output=True, text=True).stdout
+    assert output == f"{expected} False\n"

@@ -201,7 +201,7 @@ def state(job: Job) -> tuple[str, int]:
         return "new", 0
 
 
-@lru_cache
+@lru_cache(maxsize=1 << 14)
 def _state(file: Path, mtime_ns: int) -> tuple[str, int]:
     record = json.loads(file.read_text())
     return record["status"], len(record["epochs"])
