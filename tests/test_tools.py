@@ -241,17 +241,21 @@ def test_closed_and_narrow_streams_cost_no_run(workdir):
     assert result.returncode == 0 and "\\ud55c" in result.stdout
 
 
+SPINS = """
+import os, sys
+from mdistiller_ext import command
+command.run_tool = lambda *_: print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
+command.run("pack", "pack")
+"""
+
+
 @pytest.mark.parametrize(
-    ("given", "expected"), [({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "")]
+    ("given", "expected"), [({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
 )
 def test_threads_that_wait_spin_shortly_unless_told_otherwise(workdir, given, expected):
     """Set before torch is imported, where its thread library reads it."""
-    code = "import os, sys; sys.path.insert(0, '.'); from mdistiller_ext import command"
-    code += "; command.run_tool = lambda *a: print(os.environ.get('GOMP_SPINCOUNT', ''), 'torch' in"
-    code += " sys.modules); command.run('pack', 'pack')"
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    }
-    words = [sys.executable, "-c", code]
-    output = subprocess.run(words, env=environment | given, capture_output=True, text=True).stdout
-    assert output == f"{expected} False\n"
+    ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {key: value for key, value in os.environ.items() if key not in ours} | given
+    words = [sys.executable, "-c", SPINS]
+    result = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert result.stdout == f"{expected} False\n", result.stderr
