@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from mdistiller_ext.pruning import pruning_mask
+from mdistiller_ext.temperature import sample_temperature
 from torch import nn
 
 from mdistiller_ext import distiller_dict, get_cfg
 from mdistiller_ext.losses import dkd_loss, kd_loss, kl_divergence
-from mdistiller_ext.pruning import pruning_mask
-from mdistiller_ext.temperature import sample_temperature
 
 METHODS = [name for name in distiller_dict if name != "NONE"]
 NEUTRAL = {

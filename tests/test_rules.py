@@ -2,12 +2,12 @@
 
 import pytest
 from conftest import ROOT
+from mdistiller_ext.rules import RULES, rule_of
 
 from mdistiller_ext import get_cfg
 from mdistiller_ext.config import leaves, load_cfg
 from mdistiller_ext.data import FACTS, get_dataset
 from mdistiller_ext.errors import ConfigError
-from mdistiller_ext.rules import RULES, rule_of
 from mdistiller_ext.toolkit.locate import import_toolkit
 from mdistiller_ext.toolkit.methods import toolkit_node
 

@@ -22,13 +22,13 @@ from conftest import (
     weights,
 )
 from filelock import FileLock
+from mdistiller_ext.rules import RULES
 
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.engine import default_name, run, train, train_many, training
 from mdistiller_ext.engine import folder as folder_module
 from mdistiller_ext.engine.loop import learning_rate
 from mdistiller_ext.errors import ConfigError, RunError
-from mdistiller_ext.rules import RULES
 
 
 def test_a_run_leaves_its_record_checkpoints_and_events(digits_cfg):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from mdistiller_ext.temperature import epoch_temperature, sample_temperature
 
 

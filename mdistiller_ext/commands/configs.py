@@ -43,8 +43,8 @@ def main(args: argparse.Namespace) -> None:
 
 def key_table() -> str:
     """Every key that a config may have, as Markdown."""
-    from ..config import get_cfg, leaves
-    from ..rules import rule_of
+    from ..config import get_cfg, rule_of
+    from ..settings import leaves
 
     rows = ["| key | default | allowed |", "|---|---|---|"]
     for key, value in leaves(get_cfg()):
