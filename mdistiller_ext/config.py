@@ -34,9 +34,9 @@ def get_cfg() -> CN:
     What differs from the toolkit: LOG.WANDB is off. Keys of this project alone: DATASET.ROOT,
     DISTILLER.TEACHER_CKPT, .TEACHER_CFG, .TEACHER_TABLE, .TEACHER_TABLE_DTYPE,
     .TEACHER_TABLE_ROOT, .SOURCE and .FIX_UPSTREAM, SOLVER.SEED, .AMP, .TF32, .COMPILE, .SYNC_BN and
-    .CUDA_GRAPH, and the nodes of its methods. DATASET.NUM_WORKERS and LOG.TENSORBOARD_FREQ are
-    accepted and have no effect. The nodes of the toolkit's other methods are added by `load_cfg`
-    where they are asked for.
+    .CUDA_GRAPH, LOG.EVAL_EVERY, and the nodes of its methods. DATASET.NUM_WORKERS and
+    LOG.TENSORBOARD_FREQ are accepted and have no effect. The nodes of the toolkit's other methods
+    are added by `load_cfg` where they are asked for.
     """
     cfg = CN()
     cfg.EXPERIMENT = CN({"PROJECT": "distill", "NAME": "", "TAG": "default"})
@@ -63,6 +63,7 @@ def get_cfg() -> CN:
     cfg.SOLVER.SYNC_BN = False  # on several devices: batch norm over the whole batch
     cfg.SOLVER.CUDA_GRAPH = True  # on a GPU, where the method allows it
     cfg.LOG = CN({"TENSORBOARD_FREQ": 500, "SAVE_CHECKPOINT_FREQ": 40})
+    cfg.LOG.EVAL_EVERY = 1  # epochs from one evaluation to the next; the last epoch always has one
     cfg.LOG.PREFIX = "./output"
     cfg.LOG.WANDB = False
     cfg.KD = CN({"TEMPERATURE": 4, "LOSS": CN({"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9})})

@@ -115,6 +115,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.CUDA_GRAPH": _SWITCH,
     "LOG.TENSORBOARD_FREQ": _count(1),
     "LOG.SAVE_CHECKPOINT_FREQ": _count(1),
+    "LOG.EVAL_EVERY": _count(1),
     "LOG.PREFIX": PATH,
     "LOG.WANDB": _SWITCH,
     "CE_WEIGHT": _number(0),

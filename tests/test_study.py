@@ -362,11 +362,12 @@ def test_different_conditions_are_not_mixed(study):
         check_conditions(built, collect(built)[0], ["torch"])
 
 
-def test_arms_trained_unequally_are_not_mixed(study):
-    arms = TREE["arms"] | {"LP": {"cfg": "dkd_lp.yaml", "options": {"SOLVER.EPOCHS": 4}}}
+@pytest.mark.parametrize(("key", "usual"), [("SOLVER.EPOCHS", 3), ("LOG.EVAL_EVERY", 1)])
+def test_arms_trained_or_evaluated_unequally_are_not_mixed(study, key, usual):
+    arms = TREE["arms"] | {"LP": {"cfg": "dkd_lp.yaml", "options": {key: 4}}}
     built = study(arms=arms)
     stub_runs(built)
-    with pytest.raises(ConfigError, match=r"SOLVER\.EPOCHS differs between runs: 3 in 24 runs"):
+    with pytest.raises(ConfigError, match=rf"{key} differs between runs: {usual} in 24 runs"):
         check_conditions(built, collect(built)[0], [])
 
 

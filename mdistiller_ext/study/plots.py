@@ -81,18 +81,18 @@ def by_epoch(
     curves = _curves(study, records, student, key)
     if not curves:
         return None
-    last = max(series.shape[1] for series in curves.values())
+    last = max(epochs[-1] for epochs, _ in curves.values())
     first = last - last // 4
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH + 2, 5.0), layout="constrained")
         whole, late = figure.subplots(1, 2)
         ends = []
-        for arm, series in curves.items():
-            epochs, mean = np.arange(1, series.shape[1] + 1), series.mean(0)
+        for arm, (epochs, series) in curves.items():
+            mean, end = series.mean(0), epochs >= first
             style = _style(study, arm)
-            marker = "." if last < 8 else ""
+            marker = "." if end.sum() < 3 else ""
             whole.plot(epochs, mean, lw=2, marker=marker, **style)
-            late.plot(epochs[first - 1 :], mean[first - 1 :], lw=2, marker=marker, **style)
+            late.plot(epochs[end], mean[end], lw=2, marker=marker, **style)
             if len(series) > 1:
                 sd = series.std(0, ddof=1)
                 low, high = (mean - sd).clip(0, most), (mean + sd).clip(0, most)
@@ -114,7 +114,7 @@ def schedule(
 ) -> Figure | None:
     """What is constant within an epoch, as it was in each; arms with the same share a line."""
     arms: dict[tuple[float, ...], list[str]] = {}
-    for arm, series in _curves(study, records, student, key).items():
+    for arm, (_, series) in _curves(study, records, student, key).items():
         arms.setdefault(tuple(series[0]), []).append(arm)
     if not arms:
         return None
@@ -248,15 +248,16 @@ def _row(axes: Axes, place: int, values: Any, found: Summary | Difference | None
 
 def _curves(
     study: Study, records: dict[str, dict[str, Any]], student: str, key: str
-) -> dict[str, np.ndarray]:
-    """Arm -> a metric of its runs that have it, (runs, epochs)."""
-    found: dict[str, list[list[float]]] = {arm: [] for arm in study.arms}
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Arm -> a metric of its runs that have it: the epochs, (E,), and its values, (runs, E)."""
+    found: dict[str, list[pd.Series]] = {arm: [] for arm in study.arms}
     for job in study.jobs:
         if job.student == student and job.name in records:
-            epochs = records[job.name]["epochs"]
-            if key in epochs[-1]:
-                found[job.arm].append([epoch[key] for epoch in epochs])
-    return {arm: np.asarray(values) for arm, values in found.items() if values}
+            values = {e["epoch"]: e[key] for e in records[job.name]["epochs"] if key in e}
+            if values:
+                found[job.arm].append(pd.Series(values))
+    frames = {arm: pd.concat(runs, axis=1).dropna() for arm, runs in found.items() if runs}
+    return {arm: (frame.index.to_numpy(), frame.to_numpy().T) for arm, frame in frames.items()}
 
 
 def _style(study: Study, arm: str) -> dict[str, Any]:
