@@ -67,6 +67,8 @@ ERRORS = [
         ["run", DIGITS, "--launcher", "ray", "--jobs", "2"],
         ["--jobs: has no effect with --launcher ray"],
     ),
+    (2, "compare", ["run", DIGITS, "--part", "4/3"], ["--part: 4/3: expected as 3/10"]),
+    (2, "compare", ["list", DIGITS, "--part", "1/3"], ["--part: has no effect with list"]),
     (2, "train", [], ["the following arguments are required: --cfg"]),
     (2, "train", ["--cfg", DIGITS, "SOLVER.EPOCH", "2"], ["did you mean SOLVER.EPOCHS?"]),
     (2, "train", ["--cfg", DIGITS, "SOLVER.LR", "1"], ["SOLVER.LR: '1'", "expected float"]),
@@ -171,6 +173,7 @@ STARTS = {
     "export_upstream": ["."],
     "mdistiller_train": ["--cfg", "file.yaml"],
     "pack": ["pack", ".", "a.tar.xz"],
+    "show": ["."],
     "teacher_table": ["--cfg", "file.yaml"],
     "train": ["--cfg", "file.yaml"],
 }
