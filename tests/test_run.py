@@ -421,6 +421,16 @@ def test_a_compiled_student_trains_alike(digits_cfg):
     assert after["test_nll"] == pytest.approx(before["test_nll"], rel=1e-5)
 
 
+def test_a_student_that_cannot_be_compiled_is_one_line(digits_cfg, monkeypatch):
+    def fails(image):
+        raise torch._dynamo.exc.TorchDynamoException("No working compiler\nSet TORCH_LOGS")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
+    message = "^SOLVER.COMPILE: True, but it fails here: No working compiler$"
+    with pytest.raises(ConfigError, match=message):
+        train(digits_cfg("vanilla", "SOLVER.COMPILE", "True"), "r", CPU)
+
+
 def test_a_missing_teacher_is_trained_once_and_kept(digits_cfg, workdir, capsys):
     (workdir / "teacher.yaml").write_text(
         "DATASET: {TYPE: digits}\nDISTILLER: {STUDENT: resnet8}\nSOLVER: {EPOCHS: 1}\n"
