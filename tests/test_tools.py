@@ -15,6 +15,8 @@ import pytest
 import torch
 from conftest import ROOT, untrained_teacher
 
+from mdistiller_ext.command import run
+
 DIGITS = str(ROOT / "configs" / "digits" / "vanilla.yaml")
 
 
@@ -242,6 +244,30 @@ def test_closed_and_narrow_streams_cost_no_run(workdir):
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     result = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
     assert result.returncode == 0 and "\\ud55c" in result.stdout
+
+
+def test_a_reader_that_goes_away_costs_no_run(workdir):
+    words = [sys.executable, str(ROOT / "tools" / "train.py"), "--cfg", DIGITS, "--device", "cpu"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*words, "SOLVER.EPOCHS", "1"], **pipes) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
+    (record,) = Path("output").rglob("record.json")
+    assert json.loads(record.read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("command", ["configs", "train"])
+def test_output_that_finds_no_room_is_said_at_the_end(workdir, capfd, monkeypatch, command):
+    """Of a run it costs nothing else."""
+    train = ["--cfg", DIGITS, "--device", "cpu", "SOLVER.EPOCHS", "1"]
+    with open("/dev/full", "w") as full, pytest.raises(SystemExit) as end:
+        monkeypatch.setattr(sys, "stdout", full)
+        run(command, command, train if command == "train" else [])
+    assert end.value.code == 1
+    lost = f"{command}: error: the output from here on is lost: No space left on device\n"
+    assert capfd.readouterr().err == lost
+    assert len(list(Path("output").rglob("student_last"))) == (command == "train")
 
 
 SPINS = """
