@@ -109,6 +109,9 @@ class Solver(Settings):
 class Log(Settings):
     TENSORBOARD_FREQ: int = setting(500, count(1), "the toolkit's; no effect here")
     SAVE_CHECKPOINT_FREQ: int = setting(40, count(1), "epochs between student_N files")
+    EVAL_EVERY: int = setting(
+        1, count(1), "epochs from one evaluation to the next; the last epoch always has one"
+    )
     PREFIX: str = setting("./output", PATH, "folder of all runs")
     WANDB: bool = setting(False, SWITCH, "log to wandb too")
 

@@ -248,7 +248,7 @@ class Run:
         seconds = time.perf_counter() - start
         try:
             self._check_weights()
-            test_metrics = self._evaluate()
+            test_metrics = self._evaluate() if self._evaluated(epoch) else {}
         except RunError as error:
             raise RunError(f"after epoch {epoch}: {error}") from error
         return {
@@ -334,6 +334,9 @@ class Run:
         if bad:
             raise RunError(f"{len(bad)} of {len(state)} weights are not finite, as {bad[0]}")
 
+    def _evaluated(self, epoch: int) -> bool:
+        return epoch % self.cfg.LOG.EVAL_EVERY == 0 or epoch == self.cfg.SOLVER.EPOCHS
+
     def _evaluate(self) -> dict[str, float]:
         if not self.world.first:
             return {"top1": 0.0}  # the first process evaluates and writes
@@ -376,7 +379,7 @@ class Run:
             return
         epoch = len(history)
         student = {"model": self.distiller.student.state_dict()}
-        if summary(history)["best_epoch"] == epoch:
+        if summary(history).get("best_epoch") == epoch:
             save(student, self.folder / "student_best")
         if epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
             save(student, self.folder / f"student_{epoch}")

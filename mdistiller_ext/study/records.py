@@ -100,6 +100,7 @@ def conditions(record: dict[str, Any]) -> dict[str, Any]:
         for key, value in leaves(record["config"][section], f"{section}."):
             if key not in ("SOLVER.SEED", "DATASET.ROOT", "DATASET.NUM_WORKERS"):
                 found[key] = value
+    found["LOG.EVAL_EVERY"] = record["config"]["LOG"].get("EVAL_EVERY", 1)  # new, and once 1
     return found
 
 
