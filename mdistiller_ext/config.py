@@ -17,6 +17,7 @@ from yacs.config import CfgNode as CN
 
 from .data import FACTS
 from .distillers import RECIPES, distiller_dict, source
+from .distillers.recipes import Layout
 from .errors import ConfigError, bare, brief
 from .models import ARCHITECTURES
 from .settings import (
@@ -126,12 +127,14 @@ SECTIONS: dict[str, type[Settings]] = {
     "LOG": Log,
 }
 SHARED = {section.split(".")[0] for section in SECTIONS}
-RULES: dict[str, Rule] = {
-    f"{node}.{key}": rule
-    for parts in (SECTIONS, RECIPES)
-    for node, part in parts.items()
-    for key, rule in part.rules().items()
+# Every key of ours -> who declares it, by which name.
+KEYS: Layout = {
+    f"{node}.{key}": (part, key) for node, part in SECTIONS.items() for key in part.rules()
 }
+KEYS |= {
+    f"{name}.{place}": p for name, recipe in RECIPES.items() for place, p in recipe.layout.items()
+}
+RULES: dict[str, Rule] = {key: part.rules()[name] for key, (part, name) in KEYS.items()}
 
 
 def get_cfg() -> CN:

@@ -102,10 +102,6 @@ class Recipe:
             inner[last] = self.defaults.get(place, part.defaults()[key])
         return CfgNode(tree)
 
-    def rules(self) -> dict[str, Rule]:
-        """By place in the node."""
-        return {place: part.rules()[key] for place, (part, key) in self.layout.items()}
-
     def chosen(self, node: Mapping[str, Any]) -> tuple[str, Sequence[str]]:
         """The names of the loss and of the policies."""
         return self.loss, self.policies
@@ -145,8 +141,10 @@ class Recipe:
 class Parts(Settings):
     """What the general method is made of."""
 
-    LOSS: str = setting("DKD", one_of(*LOSSES), "what is compared")
-    POLICIES: list = setting([], names_of(*POLICIES), "what changes classes, temperatures, weights")
+    LOSS: str = setting("DKD", one_of(*sorted(LOSSES)), "what is compared")
+    POLICIES: list = setting(
+        [], names_of(*sorted(POLICIES)), "which classes, temperatures, weights"
+    )
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ class General(Recipe):
     @cached_property
     def layout(self) -> Layout:
         layout = _keys(Parts) | _keys(Weights)
-        for name, part in {**LOSSES, **POLICIES}.items():
+        for name, part in sorted({**LOSSES, **POLICIES}.items()):
             layout |= _keys(part, f"{name}.")
         return layout
 
@@ -173,32 +171,53 @@ class General(Recipe):
         return {p for p in self.layout if "." not in p or p.split(".")[0] in (loss, *policies)}
 
 
-DKD_NODE: dict[str, Any] = {
-    "defaults": {"WARMUP": 20},
-    "fixed": {"KD_WEIGHT": 1.0},
-}
+OVER_DKD: dict[str, Any] = {"WARMUP": 20, "BETA": 2.0}
+NO_WEIGHT = {"KD_WEIGHT": 1.0}
 # BETA 2.0 is what the toolkit's own files set for every pair with a ResNet-110 teacher.
-OVER_DKD: dict[str, Any] = {**DKD_NODE, "defaults": {"WARMUP": 20, "BETA": 2.0}}
-PAPER = "the 2024 paper"
+PAPER = "the 2024 paper; ALPHA, BETA, WARMUP as the toolkit's for pairs with a ResNet-110 teacher"
 RECIPES: dict[str, Recipe] = {
     "KD": Recipe(
         "KD",
         defaults={"TEMPERATURE": 4, "LOSS.CE_WEIGHT": 0.1, "LOSS.KD_WEIGHT": 0.9},
         fixed={"WARMUP": 1},
         places={"T": "TEMPERATURE", "CE_WEIGHT": "LOSS.CE_WEIGHT", "KD_WEIGHT": "LOSS.KD_WEIGHT"},
-        source="the toolkit's settings",
+        source="the toolkit",
     ),
-    "DKD": Recipe("DKD", **DKD_NODE, source="the toolkit's settings"),
-    "DKD_EAT": Recipe("DKD", ["EAT"], **OVER_DKD, source=PAPER),
-    "DKD_DAT": Recipe("DKD", ["DAT"], **OVER_DKD, source=PAPER),
-    "DKD_LP": Recipe("DKD", ["LP"], **OVER_DKD, source=PAPER),
-    "DKD_EAT_DAT_LP": Recipe("DKD", ["EAT", "DAT", "LP"], **OVER_DKD, source=PAPER),
+    "DKD": Recipe("DKD", [], {"WARMUP": 20}, NO_WEIGHT, source="the toolkit"),
+    "DKD_EAT": Recipe("DKD", ["EAT"], OVER_DKD, NO_WEIGHT, source=PAPER),
+    "DKD_DAT": Recipe("DKD", ["DAT"], OVER_DKD, NO_WEIGHT, source=PAPER),
+    "DKD_LP": Recipe("DKD", ["LP"], OVER_DKD, NO_WEIGHT, source=PAPER),
+    "DKD_EAT_DAT_LP": Recipe("DKD", ["EAT", "DAT", "LP"], OVER_DKD, NO_WEIGHT, source=PAPER),
     "LOGIT": General(),
-    "KD_LS": Recipe("KD", ["LS"], {"T": 2.0, "CE_WEIGHT": 0.1, "KD_WEIGHT": 9.0}),
-    "DKD_LS": Recipe("DKD", ["LS"], {"T": 2.0, "KD_WEIGHT": 9.0, "BETA": 2.0, "WARMUP": 20}),
-    "NORMKD": Recipe("KD", ["NORM"], {"T": 2.0, "CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9}),
-    "DKD_NORM": Recipe("DKD", ["NORM"], {"T": 2.0, "ALPHA": 7.0, "BETA": 2.0, "WARMUP": 20}),
-    "DIST": Recipe("DIST", defaults={"KD_WEIGHT": 2.0}),
-    "TTM": Recipe("TTM", defaults={"T": 5.0, "KD_WEIGHT": 8.0}),
-    "WTTM": Recipe("WTTM", defaults={"T": 5.0, "KD_WEIGHT": 2.0}),
+    "KD_LS": Recipe(
+        "KD",
+        ["LS"],
+        {"T": 2.0, "CE_WEIGHT": 0.1, "KD_WEIGHT": 9.0},
+        source="the authors' code and logs, ResNet-56 → 20; 110 → 20 has T 4, KD_WEIGHT 12",
+    ),
+    "DKD_LS": Recipe(
+        "DKD",
+        ["LS"],
+        {"T": 2.0, "KD_WEIGHT": 15.0, "BETA": 2.0, "WARMUP": 20},
+        source="the authors' logs, ResNet-110 → 20; 56 → 20 has T 3, KD_WEIGHT 18",
+    ),
+    "NORMKD": Recipe(
+        "KD",
+        ["NORM"],
+        {"T": 2.0, "CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},
+        source="the authors' code",
+    ),
+    "DKD_NORM": Recipe(
+        "DKD",
+        ["NORM"],
+        {"T": 2.0, "ALPHA": 7.0, "BETA": 2.0, "WARMUP": 20},
+        source="the authors' code, ResNet-56 → 20",
+    ),
+    "DIST": Recipe("DIST", defaults={"KD_WEIGHT": 2.0}, source="the authors' code"),
+    "TTM": Recipe(
+        "TTM", defaults={"T": 5.0, "KD_WEIGHT": 8.0}, source="the paper, ResNet-110 → 20"
+    ),
+    "WTTM": Recipe(
+        "WTTM", defaults={"T": 5.0, "KD_WEIGHT": 2.0}, source="the paper, ResNet-110 → 20"
+    ),
 }

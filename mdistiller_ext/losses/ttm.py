@@ -23,7 +23,7 @@ class TTM(Loss):
     0.1 and 33; 32x4 → 8x4 0.1 and 100.
     """
 
-    OWNS: ClassVar = {"statistic": "is no temperature of the student's"}
+    OWNS: ClassVar = {"statistic": "gives the student none"}
 
     def temperatures(self, pair: Pair) -> Pair:
         return replace(pair, tau_s=1.0, fixed_student=True)
