@@ -15,11 +15,11 @@ from typing import Any
 
 from yacs.config import CfgNode as CN
 
-from .data import FACTS
+from .data import Dataset, Facts, facts
 from .distillers import RECIPES, distiller_dict, source
 from .distillers.recipes import Layout
-from .errors import ConfigError, bare, brief
-from .models import ARCHITECTURES
+from .errors import ConfigError, RunError, bare, brief
+from .models import EXPECTED, is_network
 from .settings import (
     NAME,
     PATH,
@@ -43,7 +43,6 @@ from .yaml_file import read_yaml
 # Paths in which ~ and $VARIABLES are what a shell makes of them.
 HOMES = [("LOG", "PREFIX"), ("DATASET", "ROOT")]
 HOMES += [("DISTILLER", key) for key in ("TEACHER_CKPT", "TEACHER_CFG", "TEACHER_TABLE_ROOT")]
-NUM_CLASSES = {name: facts.classes for name, facts in FACTS.items()}
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,6 @@ class Experiment(Settings):
 
 
 @dataclass(frozen=True)
-class Dataset(Settings):
-    TYPE: str = setting("cifar100", one_of(*FACTS))
-    ROOT: str = setting("./data", PATH, "where its files are, or are downloaded to")
-    NUM_WORKERS: int = setting(2, count(0), "the toolkit's; no effect here")
-
-
-@dataclass(frozen=True)
 class DatasetTest(Settings):
     BATCH_SIZE: int = setting(64, count(1), "images at once; at least 2,500 on a GPU")
 
@@ -68,9 +60,11 @@ class DatasetTest(Settings):
 @dataclass(frozen=True)
 class Networks(Settings):
     TYPE: str = setting("NONE", one_of(*distiller_dict), "the method")
-    TEACHER: str = setting("ResNet50", one_of(*ARCHITECTURES))
-    STUDENT: str = setting("resnet32", one_of(*ARCHITECTURES))
-    TEACHER_CKPT: str = setting("", or_empty(PATH), "its weights; empty: look in the usual places")
+    TEACHER: str = setting("ResNet50", (is_network, EXPECTED))
+    STUDENT: str = setting("resnet32", (is_network, EXPECTED))
+    TEACHER_CKPT: str = setting(
+        "", or_empty(PATH), "its weights; empty: the usual places; pretrained: the library's own"
+    )
     TEACHER_CFG: str = setting("", or_empty(PATH), "trains the teacher where no weights are found")
     TEACHER_TABLE: str = setting("auto", one_of("auto", "on", "off"), "keep the teacher's logits")
     TEACHER_TABLE_DTYPE: str = setting(
@@ -244,13 +238,18 @@ def check(cfg: CN, before: Mapping[str, str] = MappingProxyType({})) -> dict[str
     apply(alone)
     names = ("DATASET.TYPE", "DISTILLER.TYPE", "DISTILLER.STUDENT", "DISTILLER.TEACHER")
     if not faults.keys() & set(names):
-        apply(rules_beside(cfg))
-        _check_method(cfg, faults, apply)
+        try:
+            data = facts(cfg.DATASET)
+        except (ConfigError, RunError) as error:
+            faults["DATASET.ROOT"] = str(error)
+            return faults
+        apply(rules_beside(cfg, data))
+        _check_method(cfg, data, faults, apply)
     return faults
 
 
 def _check_method(
-    cfg: CN, faults: dict[str, str], apply: Callable[[Mapping[str, Rule]], None]
+    cfg: CN, data: Facts, faults: dict[str, str], apply: Callable[[Mapping[str, Rule]], None]
 ) -> None:
     """Add what is wrong with the settings of a method of ours beside each other."""
     method = cfg.DISTILLER.TYPE
@@ -259,7 +258,7 @@ def _check_method(
     recipe, node = RECIPES[method], cfg[method]
     if any(key.startswith(f"{method}.") for key in faults):
         return
-    beside = recipe.rules_beside(node, NUM_CLASSES[cfg.DATASET.TYPE])
+    beside = recipe.rules_beside(node, data.classes)
     apply({f"{method}.{place}": rule for place, rule in beside.items()})
     if reason := recipe.read(node).conflict:
         faults[method] = f"{method}: this combination is not allowed: {reason}"

@@ -25,11 +25,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from ..config import NUM_CLASSES, load_cfg
+    from ..config import load_cfg
     from ..data import get_dataset
     from ..engine import pick_device, teacher_weights
-    from ..models import cifar_model_dict
-    from ..teacher import TeacherTable, default_root, load_into
+    from ..files import default_cache
+    from ..models import build_network, checked
+    from ..teacher import TeacherTable, load_into
 
     cfg = load_cfg(args.cfg, args.opts)
     if cfg.DISTILLER.TYPE == "NONE":
@@ -37,11 +38,12 @@ def main(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     weights = teacher_weights(cfg, device)
     name = cfg.DISTILLER.TEACHER
-    teacher = cifar_model_dict[name][0](num_classes=NUM_CLASSES[cfg.DATASET.TYPE])
+    data, _ = get_dataset(cfg.DATASET)
+    built = build_network(name, data.classes, cfg.DATASET.TYPE)
+    teacher = checked(built, name, "DISTILLER.TEACHER", data.classes, data.side)
     load_into(teacher, weights, name)
-    root = Path(cfg.DISTILLER.TEACHER_TABLE_ROOT or default_root())
-    data = get_dataset(cfg)[0].to(device)
-    table = TeacherTable(root, teacher, data, cfg.DISTILLER.TEACHER_TABLE_DTYPE)
+    root = Path(cfg.DISTILLER.TEACHER_TABLE_ROOT or default_cache())
+    table = TeacherTable(root, teacher, data.to(device), cfg.DISTILLER.TEACHER_TABLE_DTYPE)
     if device.type == "cuda":
         table.hold()
     start = time.perf_counter()

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..config import NUM_CLASSES
 from ..distillers import source
 from ..errors import ConfigError, RunError, Stopped
 from ..files import save
@@ -76,7 +75,7 @@ class Run:
             torch.backends.cudnn.benchmark = True  # the shapes are fixed
         self.train_set, self.test_set = shared.data(cfg)
         seed_everything(cfg.SOLVER.SEED)
-        self.distiller = build_distiller(cfg, weights, self.train_set.targets).to(device)
+        self.distiller = build_distiller(cfg, weights, self.train_set).to(device)
         self.optimizer = build_optimizer(cfg, self.distiller)
         if state:
             check_history(state["history"], self._planned, folder)
@@ -100,7 +99,7 @@ class Run:
             CompiledStudent(self.distiller.student)
         self.random = random_state()  # beside other runs, what these draw is not this run's
         ours = source(cfg.DISTILLER) == "ext"
-        self.draws = self.distiller.draws(NUM_CLASSES[cfg.DATASET.TYPE]) if ours else 0
+        self.draws = self.distiller.draws(self.train_set.classes) if ours else 0
         steps = -(-len(self.train_set) // cfg.SOLVER.BATCH_SIZE)
         self.meter = Meter(len(self.history) + 1, steps)
         self.replica = None
@@ -355,7 +354,7 @@ class Run:
         measured = performance(self.logits_teacher, self.test_set.targets)
         name = self.cfg.DISTILLER.TEACHER
         print(f"teacher {name} from {self.weights.file}: test top-1 {measured['top1']:.2f} %")
-        if weak := weak_teacher(name, measured["top1"], self.cfg.DATASET.TYPE):
+        if weak := weak_teacher(name, measured["top1"], self.train_set.classes):
             print(f"warning: {weak}")
         return {
             "name": name,

@@ -12,9 +12,11 @@ from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
 from ..config import load_cfg
+from ..data import facts
 from ..errors import ConfigError, RunError
 from ..files import discard_parts, load, write_atomically, writing
-from ..teacher import Weights, fetch_weights, find_weights, load_weights
+from ..models import pretrained
+from ..teacher import Weights, digest, fetch_weights, find_weights, load_weights
 from .folder import default_name, earlier_state, finished_before
 from .replicas import World
 from .run import Finished, Run
@@ -157,6 +159,9 @@ def _same_teacher(weights: Weights, expected: str, folder: Path) -> None:
 def teacher_weights(cfg: CfgNode, device: torch.device, world: World | None = None) -> Weights:
     """The teacher's weights: found, trained as DISTILLER.TEACHER_CFG says, or downloaded."""
     wanted, file = (cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE), None
+    if cfg.DISTILLER.TEACHER_CKPT == "pretrained":
+        state = pretrained(wanted[0], facts(cfg.DATASET).classes)
+        return Weights(state, Path(wanted[0]), digest(state))
     world = world or World()
     if world.first:
         file = find_weights(*wanted, checkpoint=cfg.DISTILLER.TEACHER_CKPT)

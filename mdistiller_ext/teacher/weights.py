@@ -18,7 +18,7 @@ from ..models.resnet import CHECKPOINTS
 URL = (
     "https://github.com/megvii-research/mdistiller/releases/download/checkpoints/cifar_teachers.tar"
 )
-IN_ARCHIVE = ("resnet32x4", "resnet56", "resnet110")
+IN_ARCHIVE = ("resnet32x4", "resnet56", "resnet110", "ResNet50", "wrn_40_2", "vgg13")
 TOOLKIT_FOLDER = Path("download_ckpts")
 
 
