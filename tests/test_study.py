@@ -352,9 +352,7 @@ def test_different_conditions_are_not_mixed(study):
     record = json.loads((job.folder / "record.json").read_text())
     edit(job, environments=[{**SESSION, "torch": "3"}])
     records, _ = collect(built)
-    message = (
-        r'resnet8: torch differs between runs: "2" in 31 runs, .* "3" in 1 runs, as resnet8,LP'
-    )
+    message = r'resnet8: torch differs between runs: "2" in 31 runs, .* "3" in 1 run, as resnet8,LP'
     with pytest.raises(ConfigError, match=message):
         check_conditions(built, records, [])
     check_conditions(built, records, ["torch"])

@@ -30,7 +30,8 @@ def register() -> None:
         elif found is None or not issubclass(found, method):
             raise ConfigError(
                 f"mdistiller has something else of the name {method.TYPE}: "
-                f"{found or 'a config node'}"
+                f"{found or 'a config node'}; where tools/export_upstream.py wrote it, use the "
+                f"checkout's own tools/train.py"
             )
     if not missing:
         return
