@@ -23,13 +23,12 @@ from conftest import (
 )
 from filelock import FileLock
 
-from mdistiller_ext.config import load_cfg
+from mdistiller_ext.config import RULES, load_cfg
 from mdistiller_ext.engine import default_name, run, train, train_many, training
 from mdistiller_ext.engine import folder as folder_module
 from mdistiller_ext.engine.loop import learning_rate
 from mdistiller_ext.engine.record import read_record
 from mdistiller_ext.errors import ConfigError, RunError
-from mdistiller_ext.rules import RULES
 
 
 def test_a_run_leaves_its_record_checkpoints_and_events(digits_cfg):
@@ -318,10 +317,10 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_good_state(digits_cfg, monke
 
     def poisoned(distiller, optimizer, batches, meter, *rest):
         def batches_with_nan():
-            for step, batch in enumerate(batches):
+            for step, (batch, answers) in enumerate(batches):
                 if meter.epoch == 2 and step == 4:
                     batch.image[0, 0, 0, 0] = torch.nan
-                yield batch
+                yield batch, answers
 
         return original(distiller, optimizer, batches_with_nan(), meter, *rest)
 

@@ -9,7 +9,7 @@ from mdistiller_ext import register
 from mdistiller_ext.config import get_cfg
 from mdistiller_ext.errors import ConfigError
 
-OURS = {"DKD_EAT", "DKD_DAT", "DKD_LP", "DKD_EAT_DAT_LP"}
+OURS = {"DKD_EAT", "DKD_DAT", "DKD_LP", "DKD_EAT_DAT_LP", "LOGIT"}
 FILES = {
     "__init__.py": "",
     "distillers/__init__.py": "distiller_dict = {'NONE': object}",

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..config import NUM_CLASSES, source
+from ..config import NUM_CLASSES
 from ..data import ImageSet
-from ..distillers import Distiller, distiller_dict
+from ..distillers import Distiller, distiller_dict, source
 from ..errors import ConfigError
 from ..models import cifar_model_dict
 from ..teacher import TeacherTable, Unwritable, Weights, default_root, features_taken, load_into

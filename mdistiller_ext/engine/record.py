@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
-from ..config import source
+from ..distillers import source
 from ..errors import RunError
 from ..files import read, write_atomically
 from ..toolkit.methods import toolkit_facts

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..distillers import Distiller
 from ..errors import ConfigError, RunError
 from ..losses import at_least_float32
+from ..policies import Context
 from .loop import Meter
 
 TORCHRUN = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")  # a part of what it sets
@@ -135,6 +136,8 @@ class Replica(nn.Module):
 
     def __init__(self, distiller: Distiller, world: World, sync_batch_norm: bool) -> None:
         super().__init__()
+        if distiller.coupled:
+            raise ConfigError(f"{distiller.TYPE} takes one process: {distiller.coupled}")
         device = next(distiller.student.parameters()).device
         if sync_batch_norm and device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(distiller.student)
@@ -143,7 +146,6 @@ class Replica(nn.Module):
                 if type(module) is nn.BatchNorm2d:
                     module.__class__ = SyncedBatchNorm2d
         distiller.teacher.requires_grad_(False)
-        distiller.global_batch = world.gather  # type: ignore[method-assign]
         self.parallel = DistributedDataParallel(
             distiller, device_ids=[device] if device.type == "cuda" else None
         )
@@ -153,9 +155,10 @@ class Replica(nn.Module):
     def monitor(self) -> dict[str, Tensor]:
         return getattr(self.parallel.module, "monitor", {})
 
-    def forward(self, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, *, context: Context, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         weight = self.world.meet()
-        logits, losses = self.parallel(**inputs)
+        context = context._replace(whole=self.world.gather)
+        logits, losses = self.parallel(context=context, **inputs)
         return logits, {name: weight * loss.mean() for name, loss in losses.items()}
 
 

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
-from ..pruning import pruned_count, pruning_mask
+from ..policies.lp import pruned_count, pruning_mask
 from .analysis import Findings, beyond, pairs
 from .plan import Study
 from .statistics import Difference, Summary

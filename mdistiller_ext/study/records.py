@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from ..config import leaves
 from ..engine.environment import CONDITIONS, changes
 from ..engine.folder import differences, plain
 from ..engine.record import printable, read_record
 from ..errors import ConfigError, RunError, brief, counted
+from ..settings import leaves
 from .plan import RUNS, Study
 
 METRICS = {
