@@ -150,7 +150,10 @@ def test_runs_go_seed_by_seed_and_arms_with_seeds_of_their_own_after_those_befor
             {"students": {"resnet14": str(ROOT / "configs" / "digits")}, "claims": {}},
             r"\A[^\n]*students: resnet14: is not what runs: DISTILLER.STUDENT is resnet8; [^\n]*\Z",
         ),
-        ({"options": {1: 2}}, r"1: is no key of .*SOLVER, NONE, DKD, DKD_EAT, DKD_LP, so that no arm"),
+        (
+            {"options": {1: 2}},
+            r"1: is no key of .*SOLVER, NONE, DKD, DKD_EAT, DKD_LP, so that no arm",
+        ),
         ({"options": {"SOLVR.EPOCHS": 2}}, "SOLVR.EPOCHS: is no key of DATASET, DISTILLER, "),
         ({"options": {"KD": {"TEMPERATURE": 2}}}, "KD.TEMPERATURE: is no key of DATASET, "),
         (
