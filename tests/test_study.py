@@ -257,6 +257,7 @@ def test_a_finished_study_is_not_another_ones(study, tool):
     status, output, error = tool("compare", *words)
     assert status == 0 and "4 runs: 4 finished already, 0 to go" in output
     assert output.count("warning: resnet8: DKD, EAT, LP: are the same run") == 1
+    assert output.endswith("finished: python tools/compare.py report stub.yaml --output out\n")
     status, output, error = tool("compare", *words, "SOLVER.EPOCHS", "4")
     assert status == 1 and "finished" not in output
     lines = error.splitlines()
