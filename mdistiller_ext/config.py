@@ -338,7 +338,8 @@ def _merge(values: Mapping[str, Any], cfg: CN) -> dict[str, str]:
         else:
             hint = f" (write {brief(value)}.0)" if type(value) is int and kind is float else ""
             faults[key] = (
-                f"{key}: {brief(given)} is of the wrong type, expected {kind.__name__}: "
+                f"{key}: {brief(given)} is of the wrong type, expected "
+                f"{'text' if kind is str else kind.__name__}: "
                 f"{rule_of(key)[1]}{hint}"
             )
     return faults

@@ -202,7 +202,7 @@ def place(tmp_path_factory):
                 **tops,
                 "best_epoch_top1_selected_on_test": 0.0,
                 "best_epoch": 1,
-                "epochs": [0],
+                "epochs": [{}],
             }, one.folder
 
     with pytest.MonkeyPatch.context() as patch:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..errors import RunError
+from ..errors import RunError, counted
 from ..files import write_atomically, writing
 from ..inert import weak_teacher
 from . import formats
@@ -16,7 +16,7 @@ from .formats import Report, drawn
 from .pictures import pictures
 from .plan import Study, inert_arms
 from .records import check_conditions, collect, table
-from .tables import DIGITS, Records, condensed, counted, sections, settings
+from .tables import DIGITS, Records, condensed, sections, settings
 
 
 def write_report(study: Study, allowed: Iterable[str] = ()) -> tuple[str, Path]:
