@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from .engine import train
     from .losses import dkd_loss, kl_divergence
     from .models import cifar_model_dict
-    from .pruning import epoch_ratio, pruned_count, pruning_mask
-    from .temperature import epoch_temperature, sample_temperature
+    from .policies.dat import sample_temperature
+    from .policies.eat import epoch_temperature
+    from .policies.lp import epoch_ratio, pruned_count, pruning_mask
     from .toolkit.registration import register
 
 __version__ = "0.1.0"
@@ -18,15 +19,15 @@ _HOMES = {
     "cifar_model_dict": ".models",
     "distiller_dict": ".distillers",
     "dkd_loss": ".losses",
-    "epoch_ratio": ".pruning",
-    "epoch_temperature": ".temperature",
+    "epoch_ratio": ".policies.lp",
+    "epoch_temperature": ".policies.eat",
     "get_cfg": ".config",
     "kl_divergence": ".losses",
     "load_cfg": ".config",
-    "pruned_count": ".pruning",
-    "pruning_mask": ".pruning",
+    "pruned_count": ".policies.lp",
+    "pruning_mask": ".policies.lp",
     "register": ".toolkit.registration",
-    "sample_temperature": ".temperature",
+    "sample_temperature": ".policies.dat",
     "train": ".engine",
 }
 __all__ = [

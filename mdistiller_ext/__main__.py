@@ -10,7 +10,9 @@ from .command import run
 COMMANDS = {
     "train": "a student or a teacher, as a config says",
     "eval": "measure a network on a test set",
+    "show": "what runs did: a few lines, and a page of pictures",
     "compare": "run a study, or report what can be concluded from it",
+    "methods": "list the methods, or show one",
     "configs": "list the packaged configs and studies, or copy one out",
     "teacher-table": "compute a teacher's answers beforehand",
     "pack": "a study's runs into one file, and out again",

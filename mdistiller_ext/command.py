@@ -5,13 +5,46 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 from .errors import ConfigError, RunError
+
+
+class Lasting:
+    """A stream that may lose its reader, as a pipe into `head`, or find its disk full: what is
+    printed then is lost, and nothing else is.
+
+    Attributes:
+        error: why the rest is lost; a reader that went away is no error.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.error = stream, ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with self._lasting():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lasting():
+            self.stream.flush()
+
+    @contextmanager
+    def _lasting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            if not isinstance(error, BrokenPipeError):
+                self.error = f"the output from here on is lost: {error.strerror}"
 
 
 def existing(path: str) -> Path:
@@ -53,20 +86,28 @@ def run_tool(
         with suppress(AttributeError):  # one that is closed, or another's
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     parser.set_defaults(prog=parser.prog)
-    args = parser.parse_intermixed_args(words)
-    status, message = 0, ""
-    try:
-        main(args)
-    except KeyboardInterrupt as stop:
-        status = 128 + getattr(stop, "signum", signal.SIGINT)
-        message = str(stop) or "interrupted"
-    except Exception as error:
-        status, message = 2 if isinstance(error, ConfigError) else 1, str(error)
-        if not isinstance(error, (ConfigError, RunError, OSError)):
-            message = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
-        if args.debug:
-            traceback.print_exc()
-    name = parser.prog.rpartition("/")[2]
-    for line in message.splitlines():
-        print(f"{name}: error: {line}", file=sys.stderr)
-    sys.exit(status)
+    output, errors = (stream and Lasting(stream) for stream in (sys.stdout, sys.stderr))
+    with redirect_stdout(output), redirect_stderr(errors), ExitStack() as last:
+        for stream in filter(None, (errors, output)):
+            last.callback(stream.flush)
+        args = parser.parse_intermixed_args(words)
+        status, message = 0, ""
+        try:
+            main(args)
+            if output:
+                output.flush()
+                if output.error:
+                    raise RunError(output.error)
+        except KeyboardInterrupt as stop:
+            status = 128 + getattr(stop, "signum", signal.SIGINT)
+            message = str(stop) or "interrupted"
+        except Exception as error:
+            status, message = 2 if isinstance(error, ConfigError) else 1, str(error)
+            if not isinstance(error, (ConfigError, RunError, OSError)):
+                message = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+            if args.debug:
+                traceback.print_exc()
+        name = parser.prog.rpartition("/")[2]
+        for line in message.splitlines():
+            print(f"{name}: error: {line}", file=sys.stderr)
+        sys.exit(status)

@@ -4,7 +4,8 @@ import os
 import warnings
 from ast import literal_eval
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import reduce
 from operator import getitem
@@ -15,68 +16,145 @@ from typing import Any
 from yacs.config import CfgNode as CN
 
 from .data import FACTS
-from .distillers import distiller_dict
+from .distillers import RECIPES, distiller_dict, source
+from .distillers.recipes import Layout
 from .errors import ConfigError, bare, brief
-from .rules import Rule, rule_of, rules_beside
+from .models import ARCHITECTURES
+from .settings import (
+    NAME,
+    PATH,
+    SWITCH,
+    TEXT,
+    Rule,
+    Settings,
+    count,
+    leaves,
+    list_of,
+    number,
+    number_to,
+    one_of,
+    or_empty,
+    setting,
+)
 from .toolkit.methods import toolkit_node
+from .toolkit.rules import rules_beside, toolkit_rule
 from .yaml_file import read_yaml
 
 # Paths in which ~ and $VARIABLES are what a shell makes of them.
 HOMES = [("LOG", "PREFIX"), ("DATASET", "ROOT")]
 HOMES += [("DISTILLER", key) for key in ("TEACHER_CKPT", "TEACHER_CFG", "TEACHER_TABLE_ROOT")]
 NUM_CLASSES = {name: facts.classes for name, facts in FACTS.items()}
-SECTIONS = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG")  # what all methods share
+
+
+@dataclass(frozen=True)
+class Experiment(Settings):
+    PROJECT: str = setting("distill", NAME, "folder of the runs, in LOG.PREFIX")
+    NAME: str = setting("", or_empty(NAME), "folder of the run; empty: tag, options and seed")
+    TAG: str = setting("default", TEXT, "begins the default name")
+
+
+@dataclass(frozen=True)
+class Dataset(Settings):
+    TYPE: str = setting("cifar100", one_of(*FACTS))
+    ROOT: str = setting("./data", PATH, "where its files are, or are downloaded to")
+    NUM_WORKERS: int = setting(2, count(0), "the toolkit's; no effect here")
+
+
+@dataclass(frozen=True)
+class DatasetTest(Settings):
+    BATCH_SIZE: int = setting(64, count(1), "images at once; at least 2,500 on a GPU")
+
+
+@dataclass(frozen=True)
+class Networks(Settings):
+    TYPE: str = setting("NONE", one_of(*distiller_dict), "the method")
+    TEACHER: str = setting("ResNet50", one_of(*ARCHITECTURES))
+    STUDENT: str = setting("resnet32", one_of(*ARCHITECTURES))
+    TEACHER_CKPT: str = setting("", or_empty(PATH), "its weights; empty: look in the usual places")
+    TEACHER_CFG: str = setting("", or_empty(PATH), "trains the teacher where no weights are found")
+    TEACHER_TABLE: str = setting("auto", one_of("auto", "on", "off"), "keep the teacher's logits")
+    TEACHER_TABLE_DTYPE: str = setting(
+        "float32", one_of("float32", "float16"), "float16 halves its 3.24 GB"
+    )
+    TEACHER_TABLE_ROOT: str = setting("", or_empty(PATH), "empty: the user's cache folder")
+    SOURCE: str = setting(
+        "auto",
+        one_of("auto", "ext", "mdistiller"),
+        "whose method; auto: ours where we have it",
+    )
+    FIX_UPSTREAM: bool = setting(False, SWITCH, "mend the known faults of the toolkit's methods")
+
+
+@dataclass(frozen=True)
+class Solver(Settings):
+    TRAINER: str = setting("base", one_of("base", "crd"), "the toolkit's; no effect here")
+    TYPE: str = setting("SGD", one_of("SGD"))
+    BATCH_SIZE: int = setting(64, count(1), "images a step, over all processes")
+    EPOCHS: int = setting(240, count(1))
+    LR: float = setting(0.05, number(0), "learning rate")
+    LR_DECAY_STAGES: list = setting(
+        [150, 180, 210], list_of(number(0), least=0, rising=True), "the last epoch of each"
+    )
+    LR_DECAY_RATE: float = setting(0.1, number_to(0, 1), "factor after each stage")
+    WEIGHT_DECAY: float = setting(0.0001, number(0, 1))
+    MOMENTUM: float = setting(0.9, number(0, 1))
+    SEED: int = setting(0, number(0, 2**63), "of weights, order, views and what methods draw")
+    AMP: str = setting("none", one_of("none", "bf16"), "bf16: the student in mixed precision")
+    TF32: bool = setting(False, SWITCH, "on a GPU: float32 convolutions on tensor cores")
+    COMPILE: bool = setting(False, SWITCH, "torch.compile for students without features")
+    SYNC_BN: bool = setting(False, SWITCH, "on several devices: batch norm over the whole batch")
+    CUDA_GRAPH: bool = setting(True, SWITCH, "on a GPU, where the method allows it")
+
+
+@dataclass(frozen=True)
+class Log(Settings):
+    TENSORBOARD_FREQ: int = setting(500, count(1), "the toolkit's; no effect here")
+    SAVE_CHECKPOINT_FREQ: int = setting(40, count(1), "epochs between student_N files")
+    EVAL_EVERY: int = setting(
+        1, count(1), "epochs from one evaluation to the next; the last epoch always has one"
+    )
+    PREFIX: str = setting("./output", PATH, "folder of all runs")
+    WANDB: bool = setting(False, SWITCH, "log to wandb too")
+
+
+# What all methods share, as the toolkit has it and as far as this project adds to it.
+SECTIONS: dict[str, type[Settings]] = {
+    "EXPERIMENT": Experiment,
+    "DATASET": Dataset,
+    "DATASET.TEST": DatasetTest,
+    "DISTILLER": Networks,
+    "SOLVER": Solver,
+    "LOG": Log,
+}
+SHARED = {section.split(".")[0] for section in SECTIONS}
+# Every key of ours -> who declares it, by which name.
+KEYS: Layout = {
+    f"{node}.{key}": (part, key) for node, part in SECTIONS.items() for key in part.rules()
+}
+KEYS |= {
+    f"{name}.{place}": p for name, recipe in RECIPES.items() for place, p in recipe.layout.items()
+}
+RULES: dict[str, Rule] = {key: part.rules()[name] for key, (part, name) in KEYS.items()}
 
 
 def get_cfg() -> CN:
     """A fresh config with the toolkit's sections, keys and defaults, and this project's.
 
-    What differs from the toolkit: LOG.WANDB is off. Keys of this project alone: DATASET.ROOT,
-    DISTILLER.TEACHER_CKPT, .TEACHER_CFG, .TEACHER_TABLE, .TEACHER_TABLE_DTYPE,
-    .TEACHER_TABLE_ROOT, .SOURCE and .FIX_UPSTREAM, SOLVER.SEED, .AMP, .TF32, .COMPILE, .SYNC_BN and
-    .CUDA_GRAPH, and the nodes of its methods. DATASET.NUM_WORKERS and LOG.TENSORBOARD_FREQ are
-    accepted and have no effect. The nodes of the toolkit's other methods are added by `load_cfg`
-    where they are asked for.
+    What differs from the toolkit: LOG.WANDB is off. The nodes of the toolkit's other methods are
+    added by `load_cfg` where they are asked for.
     """
     cfg = CN()
-    cfg.EXPERIMENT = CN({"PROJECT": "distill", "NAME": "", "TAG": "default"})
-    cfg.DATASET = CN({"TYPE": "cifar100", "ROOT": "./data", "NUM_WORKERS": 2})
-    cfg.DATASET.TEST = CN({"BATCH_SIZE": 64})
-    cfg.DISTILLER = CN({"TYPE": "NONE", "TEACHER": "ResNet50", "STUDENT": "resnet32"})
-    cfg.DISTILLER.TEACHER_CKPT = ""  # a file of weights; empty: look in the usual places
-    cfg.DISTILLER.TEACHER_CFG = ""  # trains the teacher where no weights are found
-    cfg.DISTILLER.TEACHER_TABLE = "auto"  # keep the teacher's logits; "on" and "off" insist
-    cfg.DISTILLER.TEACHER_TABLE_DTYPE = "float32"  # "float16" halves its 3.24 GB
-    cfg.DISTILLER.TEACHER_TABLE_ROOT = ""  # its folder; empty: in the user's cache folder
-    cfg.DISTILLER.SOURCE = "auto"  # whose method: "ext", "mdistiller", or ours where we have it
-    cfg.DISTILLER.FIX_UPSTREAM = False  # mend the known faults of the toolkit's methods
-    cfg.SOLVER = CN({"TRAINER": "base", "TYPE": "SGD", "BATCH_SIZE": 64, "EPOCHS": 240})
-    cfg.SOLVER.LR = 0.05
-    cfg.SOLVER.LR_DECAY_STAGES = [150, 180, 210]
-    cfg.SOLVER.LR_DECAY_RATE = 0.1
-    cfg.SOLVER.WEIGHT_DECAY = 0.0001
-    cfg.SOLVER.MOMENTUM = 0.9
-    cfg.SOLVER.SEED = 0
-    cfg.SOLVER.AMP = "none"
-    cfg.SOLVER.TF32 = False  # on a GPU: convolutions of float32 on tensor cores, as the toolkit's
-    cfg.SOLVER.COMPILE = False  # torch.compile for the student, of methods without features
-    cfg.SOLVER.SYNC_BN = False  # on several devices: batch norm over the whole batch
-    cfg.SOLVER.CUDA_GRAPH = True  # on a GPU, where the method allows it
-    cfg.LOG = CN({"TENSORBOARD_FREQ": 500, "SAVE_CHECKPOINT_FREQ": 40})
-    cfg.LOG.PREFIX = "./output"
-    cfg.LOG.WANDB = False
-    cfg.KD = CN({"TEMPERATURE": 4, "LOSS": CN({"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9})})
-    cfg.DKD = CN({"CE_WEIGHT": 1.0, "ALPHA": 1.0, "BETA": 8.0, "T": 4.0, "WARMUP": 20})
-    # BETA 2.0 is what the toolkit's own files set for every pair with a ResNet-110 teacher.
-    ours = {**cfg.DKD, "BETA": 2.0}
-    eat = {"RANGE": 0.4, "STEP_EPOCHS": 10}
-    dat = {"RANGE": 0.05, "FRACTION": 0.1}
-    lp = {"RATIOS": [0.0, 0.13, 0.27, 0.4], "STEP_EPOCHS": 20}
-    cfg.DKD_EAT = CN({**ours, **eat})
-    cfg.DKD_DAT = CN({**ours, **dat, "GROUPS": "hardest"})
-    cfg.DKD_LP = CN({**ours, **lp, "CLASSES": "lowest"})
-    cfg.DKD_EAT_DAT_LP = CN({**ours, "EAT": CN(eat), "DAT": CN(dat), "LP": CN(lp)})
+    for section, part in SECTIONS.items():
+        *above, last = section.split(".")
+        reduce(getitem, above, cfg)[last] = CN(part.defaults())
+    for name, recipe in RECIPES.items():
+        cfg[name] = recipe.node()
     return cfg
+
+
+def rule_of(key: str) -> Rule:
+    """The rule of a key alone."""
+    return RULES.get(key) or toolkit_rule(key) or (lambda v: True, "a value")
 
 
 def load_cfg(
@@ -136,29 +214,13 @@ def as_pairs(options: Sequence[Any]) -> dict[str, Any]:
 
 def acts(key: str, method: str) -> bool:
     """Whether a key is one of the shared sections or of this method's node."""
-    return key.split(".")[0] in (*SECTIONS, method)
-
-
-def source(node: Mapping[str, str]) -> str:
-    """Whose code a DISTILLER node's TYPE runs: "ext", ours, or "mdistiller", the toolkit's."""
-    if node["SOURCE"] in ("ext", "mdistiller"):
-        return node["SOURCE"]
-    return "ext" if node["TYPE"] in distiller_dict else "mdistiller"
+    return key.split(".")[0] in SHARED or key.split(".")[0] == method
 
 
 def shown(cfg: CN) -> CN:
     """What a run depends on: the shared sections and the node of its method."""
-    sections = (*SECTIONS, cfg.DISTILLER.TYPE)
+    sections = (*SHARED, cfg.DISTILLER.TYPE)
     return CN({section: cfg[section].clone() for section in sections if section in cfg})
-
-
-def leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf of a tree of sections; an empty section is a leaf too."""
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def check(cfg: CN, before: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
@@ -183,7 +245,24 @@ def check(cfg: CN, before: Mapping[str, str] = MappingProxyType({})) -> dict[str
     names = ("DATASET.TYPE", "DISTILLER.TYPE", "DISTILLER.STUDENT", "DISTILLER.TEACHER")
     if not faults.keys() & set(names):
         apply(rules_beside(cfg))
+        _check_method(cfg, faults, apply)
     return faults
+
+
+def _check_method(
+    cfg: CN, faults: dict[str, str], apply: Callable[[Mapping[str, Rule]], None]
+) -> None:
+    """Add what is wrong with the settings of a method of ours beside each other."""
+    method = cfg.DISTILLER.TYPE
+    if source(cfg.DISTILLER) != "ext" or method == "NONE":
+        return
+    recipe, node = RECIPES[method], cfg[method]
+    if any(key.startswith(f"{method}.") for key in faults):
+        return
+    beside = recipe.rules_beside(node, NUM_CLASSES[cfg.DATASET.TYPE])
+    apply({f"{method}.{place}": rule for place, rule in beside.items()})
+    if reason := recipe.read(node).conflict:
+        faults[method] = f"{method}: this combination is not allowed: {reason}"
 
 
 def _add_toolkit_node(values: dict[str, Any], cfg: CN) -> dict[str, str]:
@@ -219,9 +298,15 @@ def _text(key: str, values: Mapping[str, Any], cfg: CN) -> str:
 def _unused(keys: Iterable[str], cfg: CN) -> dict[str, str]:
     """The keys of methods that do not run: key -> a line that names what does instead."""
     method, known = cfg.DISTILLER.TYPE, dict(leaves(cfg))
+    idle = set()
+    if source(cfg.DISTILLER) == "ext" and method in RECIPES:
+        recipe = RECIPES[method]
+        idle = {f"{method}.{place}" for place in recipe.layout.keys() - recipe.acting(cfg[method])}
     faults = {}
     for key in keys:
-        if key in known and not acts(key, method):
+        if key in idle:
+            faults[key] = f"{key}: does nothing, {key.split('.')[1]} is not in {method}"
+        elif key in known and not acts(key, method):
             name = key.rsplit(".", 1)[1]
             near = [k for k in known if k.startswith(f"{method}.") and k.endswith(f".{name}")]
             instead = f"; {', '.join(near)} {'does' if len(near) == 1 else 'do'}" if near else ""

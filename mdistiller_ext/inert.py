@@ -1,16 +1,16 @@
 """What a config sets and its run never does, so that no number passes for what it is not."""
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 from yacs.config import CfgNode
 
-from .config import leaves, shown, source
+from .config import shown
 from .data import FACTS
-from .distillers import distiller_dict
-from .pruning import pruned_count
+from .distillers import RECIPES, Composition, distiller_dict, source
+from .policies import RunFacts
+from .policies.lp import pruned_count
+from .settings import leaves
 
 
 def inert(cfg: CfgNode) -> list[str]:
@@ -25,16 +25,19 @@ def inert(cfg: CfgNode) -> list[str]:
                 f"{key}: {value} epochs never end: SOLVER.EPOCHS is {epochs}, the distillation "
                 f"loss comes to {epochs / value:.0%} of its weight"
             )
-    for name, (key, node) in _techniques(cfg).items():
-        if reason := IDLE[name](node, cfg):
-            plain = "" if key.endswith(f".{name}") else ", this is DKD"
-            lines.append(f"{key}: {name} never acts{plain}: {reason}")
-        elif name == "LP" and (unreached := node.RATIOS[_stages(node, cfg) :]):
-            lines.append(
-                f"{key}.RATIOS: {unreached} are never reached: SOLVER.EPOCHS is {epochs}, with "
-                f"STEP_EPOCHS {node.STEP_EPOCHS} all take "
-                f"{node.STEP_EPOCHS * (len(node.RATIOS) - 1) + 1}"
-            )
+    if composed := _composition(cfg):
+        run, recipe = _facts(cfg, composed), RECIPES[cfg.DISTILLER.TYPE]
+        for policy in composed.policies:
+            name, section = type(policy).__name__, recipe.place(type(policy).__name__)
+            key = f"{cfg.DISTILLER.TYPE}.{section}" if section else cfg.DISTILLER.TYPE
+            if reason := policy.idle(run):
+                plain = "" if section else f", this is {type(composed.loss).__name__}"
+                lines.append(f"{key}: {name} never acts{plain}: {reason}")
+                continue
+            for setting, (values, why) in policy.unreached(run).items():
+                lines.append(
+                    f"{key}.{setting}: {values} are never reached: SOLVER.EPOCHS is {epochs}, {why}"
+                )
     return lines
 
 
@@ -58,65 +61,40 @@ def effect(cfg: CfgNode) -> dict[str, Any]:
     del found["SOLVER.SEED"], found["DATASET.NUM_WORKERS"]
     if node.TYPE == "NONE":
         return {k: v for k, v in found.items() if not k.startswith("DISTILLER.TEACHER")}
-    techniques = _techniques(cfg)
-    if techniques or (source(node), node.TYPE) == ("ext", "DKD"):
+    if composed := _composition(cfg):
+        run = _facts(cfg, composed)
         found = {k: v for k, v in found.items() if not k.startswith(f"{node.TYPE}.")}
-        method = cfg[node.TYPE]
-        found |= {"DISTILLER.TYPE": "DKD", "loss": (method.CE_WEIGHT, method.ALPHA, method.BETA)}
+        found["DISTILLER.TYPE"] = "LOGIT"
+        found["weights"] = composed.weights.CE_WEIGHT, composed.weights.KD_WEIGHT
+        found["loss"] = repr(composed.loss)
         schedule = distiller_dict[node.TYPE](nn.Identity(), nn.Identity(), cfg).schedule
         found["schedule"] = [
-            {**now, "pruned_ratio": _pruned(now.get("pruned_ratio", 0), cfg)}
+            {
+                **now,
+                "warmup": now.get("warmup", 1.0),
+                "pruned_ratio": pruned_count(now.get("pruned_ratio", 0.0), run.classes),
+            }
             for now in map(schedule, range(1, solver.EPOCHS + 1))
         ]
-        # What no schedule has.
-        acting = {name: own for name, (_, own) in techniques.items() if not IDLE[name](own, cfg)}
-        dat, lp = acting.get("DAT"), acting.get("LP")
-        found["groups"] = dat and (dat.RANGE, dat.FRACTION, dat.get("GROUPS", "hardest"))
-        found["classes"] = lp and lp.get("CLASSES", "lowest")
+        # What no schedule shows.
+        found["policies"] = {
+            type(policy).__name__: {
+                key: getattr(policy, key) for key in policy.rules() if key not in policy.SCHEDULED
+            }
+            for policy in composed.policies
+            if not policy.idle(run)
+        }
     return found
 
 
-def _techniques(cfg: CfgNode) -> dict[str, tuple[str, CfgNode]]:
-    """EAT, DAT and LP as far as the method has them: name -> (key, node) of its settings."""
-    method, names = cfg.DISTILLER.TYPE, ("EAT", "DAT", "LP")
-    if source(cfg.DISTILLER) != "ext":
-        return {}
-    if method == "DKD_EAT_DAT_LP":
-        return {name: (f"{method}.{name}", cfg[method][name]) for name in names}
-    return {name: (method, cfg[method]) for name in names if method == f"DKD_{name}"}
+def _composition(cfg: CfgNode) -> Composition | None:
+    """What a method of ours is made of."""
+    name = cfg.DISTILLER.TYPE
+    if source(cfg.DISTILLER) != "ext" or name not in RECIPES:
+        return None
+    return RECIPES[name].read(cfg[name])
 
 
-def _eat(node: CfgNode, cfg: CfgNode) -> str:
-    if node.RANGE == 0:
-        return "RANGE is 0"
-    one = cfg.SOLVER.EPOCHS <= node.STEP_EPOCHS
-    return f"STEP_EPOCHS is {node.STEP_EPOCHS}, SOLVER.EPOCHS {cfg.SOLVER.EPOCHS}" if one else ""
-
-
-def _dat(node: CfgNode, cfg: CfgNode) -> str:
-    if node.RANGE == 0:
-        return "RANGE is 0"
-    size = min(cfg.SOLVER.BATCH_SIZE, FACTS[cfg.DATASET.TYPE].images)
-    none = math.floor(node.FRACTION * size) == 0
-    return f"FRACTION {node.FRACTION} of a batch of {size} is not one image" if none else ""
-
-
-def _lp(node: CfgNode, cfg: CfgNode) -> str:
-    if not any(_pruned(ratio, cfg) for ratio in node.RATIOS):
-        return f"RATIOS {node.RATIOS} prune not one of {FACTS[cfg.DATASET.TYPE].classes} classes"
-    if any(_pruned(ratio, cfg) for ratio in node.RATIOS[: _stages(node, cfg)]):
-        return ""
-    return f"STEP_EPOCHS is {node.STEP_EPOCHS}, SOLVER.EPOCHS {cfg.SOLVER.EPOCHS}"
-
-
-# Why a technique never acts, or "".
-IDLE: dict[str, Callable[[CfgNode, CfgNode], str]] = {"EAT": _eat, "DAT": _dat, "LP": _lp}
-
-
-def _stages(node: CfgNode, cfg: CfgNode) -> int:
-    """How many of LP's stages a run begins."""
-    return math.ceil(cfg.SOLVER.EPOCHS / node.STEP_EPOCHS)
-
-
-def _pruned(ratio: float, cfg: CfgNode) -> Any:
-    return pruned_count(ratio, FACTS[cfg.DATASET.TYPE].classes)
+def _facts(cfg: CfgNode, composed: Composition) -> RunFacts:
+    solver, data = cfg.SOLVER, FACTS[cfg.DATASET.TYPE]
+    return RunFacts(solver.EPOCHS, solver.BATCH_SIZE, composed.weights.T, data.classes, data.images)

@@ -27,8 +27,9 @@ from yacs.config import CfgNode
 
 from mdistiller_ext import distiller_dict, get_cfg
 from mdistiller_ext.engine.build import build_autocast
+from mdistiller_ext.losses import Pair
 
-METHODS = [name for name in distiller_dict if name != "NONE"]
+METHODS = ["KD", "DKD", "DKD_EAT", "DKD_DAT", "DKD_LP", "DKD_EAT_DAT_LP"]
 LARGEST = 1e4
 SLACK = 8
 # What a float32 step cannot hold, and a float64 reference can.
@@ -178,23 +179,22 @@ def take(name: str, cfg: CfgNode, epoch: int, mode: str, batch: Batch) -> Step:
     dtype = MODES[mode] or torch.float32
     networks = [Answer(torch.tensor(z).to(dtype)) for z in (batch.student, batch.teacher)]
     distiller: Any = distiller_dict[name](*networks, cfg).train()
-    temperatures = []
-    if spread := getattr(distiller, "sample_temperature", None):
+    pairs, pair = [], distiller.pair
 
-        def recorded(*args: Any) -> Tensor:
-            temperatures.append(spread(*args))
-            return temperatures[0]
+    def recorded(*args: Any) -> Pair:
+        pairs.append(pair(*args))
+        return pairs[-1]
 
-        distiller.sample_temperature = recorded
+    distiller.pair = recorded
     image, target = torch.empty(len(batch.target), 0), torch.from_numpy(batch.target)
     with build_autocast("none" if MODES[mode] else "bf16", image.device)():
         logits, losses = distiller(image=image, target=target, epoch=epoch)
-        seen = [z.detach() for z in distiller.logits(image)]
+        seen = [pairs[0].student.detach(), pairs[0].teacher]
     gradients = {
         term: torch.autograd.grad(loss, [logits, networks[0].logits], retain_graph=True)
         for term, loss in losses.items()
     }
-    return Step(seen, losses, gradients, temperatures[0] if temperatures else None)
+    return Step(seen, losses, gradients, pairs[0].tau if "DAT" in name else None)
 
 
 def compare(name: str, cfg: CfgNode, epoch: int, mode: str, batch: Batch) -> dict[str, float]:

@@ -4,8 +4,9 @@ import pytest
 from conftest import ROOT
 
 from mdistiller_ext import get_cfg
-from mdistiller_ext.config import check, leaves, load_cfg
+from mdistiller_ext.config import check, load_cfg
 from mdistiller_ext.errors import ConfigError
+from mdistiller_ext.settings import leaves
 
 NONE = "DISTILLER: {TYPE: NONE}"
 

@@ -26,10 +26,11 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from mdistiller_ext import cifar_model_dict, engine, get_cfg
-from mdistiller_ext.config import leaves, load_cfg
+from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import FACTS, ImageSet, digits
 from mdistiller_ext.engine import run, shared, training
 from mdistiller_ext.errors import ConfigError, bare
+from mdistiller_ext.settings import leaves
 from mdistiller_ext.study.plan import read_study
 from mdistiller_ext.toolkit.locate import import_toolkit
 from mdistiller_ext.toolkit.methods import toolkit_node

@@ -7,10 +7,12 @@ from torch import nn
 
 from mdistiller_ext import distiller_dict, get_cfg
 from mdistiller_ext.losses import dkd_loss, kd_loss, kl_divergence
-from mdistiller_ext.pruning import pruning_mask
-from mdistiller_ext.temperature import sample_temperature
+from mdistiller_ext.policies import Context
+from mdistiller_ext.policies.dat import sample_temperature
+from mdistiller_ext.policies.lp import pruning_mask
 
 METHODS = [name for name in distiller_dict if name != "NONE"]
+OVER_DKD = ["DKD_EAT", "DKD_DAT", "DKD_LP", "DKD_EAT_DAT_LP"]
 NEUTRAL = {
     "DKD_EAT": ["DKD_EAT.RANGE", 0.0],
     "DKD_DAT": ["DKD_DAT.RANGE", 0.0],
@@ -146,7 +148,7 @@ def test_a_teacher_computes_in_float32_beside_a_student_in_bf16():
     """As its table has its answers."""
     distiller, image = build("DKD"), batch()["image"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        student, teacher = distiller.logits(image)
+        student, teacher = distiller.logits(image, Context(distiller.schedule(1)))
         assert distiller.student(image)[0].dtype == torch.bfloat16
     assert torch.equal(teacher, distiller.teacher(image)[0])
     assert not torch.equal(student, distiller.student(image)[0])
@@ -177,7 +179,7 @@ def test_random_classes_are_as_many_classes_but_not_the_lowest(monkeypatch):
         masks.append(pruning_mask(logits, target, count))
         return masks[-1]
 
-    monkeypatch.setattr("mdistiller_ext.distillers.dkd.pruning_mask", kept)
+    monkeypatch.setattr("mdistiller_ext.policies.lp.pruning_mask", kept)
     for classes in ("lowest", "random", "random"):
         step(build("DKD_LP", ["DKD_LP.CLASSES", classes]), 80)
     assert all((mask.sum(dim=1) == 40).all() for mask in masks)

@@ -111,11 +111,20 @@ def test_an_evaluation_is_read_at_once(arrays):
 
 
 def test_summary_names_what_is_selected_on_the_test_set():
-    history = [{"test_top1": float(v)} for v in [1, 50, 50, *range(30, 40)]]
+    values = [1, 50, 50, *range(30, 40)]
+    history = [{"epoch": n, "test_top1": float(v)} for n, v in enumerate(values, start=1)]
     assert summary(history) == {
         "last_epoch_top1": 39.0,
         "mean_last_10_top1": 34.5,
         "best_epoch_top1_selected_on_test": 50.0,
         "best_epoch": 2,
     }
-    assert summary([]) == {}
+    assert summary([]) == summary([{"epoch": 1}]) == {}
+    for epoch in (1, 2, 12):  # not evaluated; 12 is one of the last ten
+        del history[epoch]["test_top1"]
+    assert summary(history) == {
+        "last_epoch_top1": 38.0,
+        "mean_last_10_top1": 34.0,
+        "best_epoch_top1_selected_on_test": 38.0,
+        "best_epoch": 12,
+    }

@@ -1,5 +1,6 @@
 """The fuzz in its short form, that it sees faults, and that its reference is right."""
 
+from dataclasses import replace
 from decimal import Decimal, localcontext
 
 import fuzz_losses
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 import reference
 
-from mdistiller_ext.distillers import dkd
-from mdistiller_ext.losses import dkd_loss, kl_divergence
+from mdistiller_ext.losses import kl_divergence
+from mdistiller_ext.losses.dkd import DKD
+from mdistiller_ext.policies import dat, lp
 
 
 def fuzz(name, cases):
@@ -24,23 +26,27 @@ def test_short_form(name):
     assert min(tally.worst.values()) > 0.01 and max(tally.worst.values()) > 0.1
 
 
-def naive(logits_student, logits_teacher, target, alpha, beta, temperature, pruned=None):
+dkd = DKD.__call__
+
+
+def naive(loss, pair):
     """The logarithm of a softmax that has rounded to 0."""
-    p_s, p_t = ((z / temperature).softmax(1) for z in (logits_student, logits_teacher))
-    return temperature**2 * (p_t * (p_t.log() - p_s.log())).sum(1)
+    p_s, p_t = ((z / pair.tau).softmax(1) for z in (pair.student, pair.teacher))
+    return (p_t * (p_t.log() - p_s.log())).sum(1)
 
 
-def slightly_off(*args):
-    return dkd_loss(*args) * (1 + 1e-5)
+def slightly_off(loss, pair):
+    return dkd(loss, pair) * (1 + 1e-5)
 
 
-def rounded(logits_student, logits_teacher, *rest):
-    return dkd_loss(logits_student.bfloat16(), logits_teacher.bfloat16(), *rest)
+def rounded(loss, pair):
+    logits = {"student": pair.student.bfloat16(), "teacher": pair.teacher.bfloat16()}
+    return dkd(loss, replace(pair, **logits))
 
 
-def offset_gradient(logits_student, *rest):
-    extra = 1e-5 * logits_student[:, 0]
-    return dkd_loss(logits_student, *rest) + extra - extra.detach()
+def offset_gradient(loss, pair):
+    extra = 1e-5 * pair.student[:, 0]
+    return dkd(loss, pair) + extra - extra.detach()
 
 
 @pytest.mark.parametrize(
@@ -53,18 +59,18 @@ def offset_gradient(logits_student, *rest):
     ],
 )
 def test_a_fault_is_seen(monkeypatch, fault, seen):
-    monkeypatch.setattr(dkd, "dkd_loss", fault)
+    monkeypatch.setattr(DKD, "__call__", fault)
     assert seen in str(fuzz("DKD", 300).faults)
 
 
 def test_a_wrong_ranking_is_seen(monkeypatch):
-    monkeypatch.setattr(dkd, "kl_divergence", lambda *args: -kl_divergence(*args))
+    monkeypatch.setattr(dat, "kl_divergence", lambda *args: -kl_divergence(*args))
     assert "DAT: a wrong ranking" in str(fuzz("DKD_DAT", 300).faults)
 
 
 def test_a_wrongly_pruned_class_is_seen(monkeypatch):
-    mask = dkd.pruning_mask
-    monkeypatch.setattr(dkd, "pruning_mask", lambda z, y, count: mask(-z, y, count))
+    mask = lp.pruning_mask
+    monkeypatch.setattr(lp, "pruning_mask", lambda z, y, count: mask(-z, y, count))
     assert "a pruned class gets a gradient" in str(fuzz("DKD_LP", 300).faults)
 
 

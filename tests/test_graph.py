@@ -13,7 +13,6 @@ from mdistiller_ext.engine.build import build_optimizer
 from mdistiller_ext.engine.graph import DeviceSteps
 from mdistiller_ext.engine.loop import Meter, learning_rate, train_epoch
 from mdistiller_ext.seeding import epoch_generator
-from mdistiller_ext.teacher import TabledTeacher
 
 NAMES = ["KD", "DKD", "DKD_EAT", "DKD_DAT", "DKD_LP", "DKD_EAT_DAT_LP"]
 
@@ -36,10 +35,11 @@ def parts(name, device=CPU):
 def train(name, on_device, with_table, device=CPU):
     cfg, distiller, optimizer, data = parts(name, device)
     meter = Meter(1, 3)
-    tabled = TabledTeacher(distiller.teacher) if with_table else None
+    calls = []
+    distiller.teacher.register_forward_hook(lambda *args: calls.append(1))
     if on_device:
         classes = 10 if with_table else 0
-        steps = DeviceSteps(distiller, optimizer, data, 8, meter, nullcontext, tabled, classes)
+        steps = DeviceSteps(distiller, optimizer, data, 8, meter, nullcontext, classes)
     history = []
     for epoch in range(1, 5):
         lr = learning_rate(epoch, cfg.SOLVER.LR, cfg.SOLVER.LR_DECAY_STAGES, 0.1)
@@ -47,28 +47,27 @@ def train(name, on_device, with_table, device=CPU):
         answers = torch.randn(22, 10, generator=epoch_generator(1, epoch)).to(device)
         meter.start(epoch)
         if on_device:
-            list(steps.epoch(epoch, lr, index, view, answers if tabled else None))
+            list(steps.epoch(epoch, lr, index, view, answers if with_table else None))
         else:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             batches = data.batches(index, view, 8)
-            if tabled:
-                batches = tabled.follow(batches, answers.split(8))
-            list(train_epoch(distiller, optimizer, batches, meter, nullcontext))
+            rows = answers.split(8) if with_table else [None] * 3
+            batches, now = zip(batches, rows, strict=True), distiller.schedule(epoch)
+            list(train_epoch(distiller, optimizer, batches, meter, nullcontext, now))
         history.append((meter.read(), meter.images, meter.step))
-    return history, distiller.state_dict(), tabled
+    return history, distiller.state_dict(), len(calls)
 
 
 @pytest.mark.parametrize("with_table", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_device_steps_are_the_plain_loop(name, with_table):
-    (plain, weights, tabled), (device, others, on_device) = (
+    (plain, weights, calls), (device, others, on_device) = (
         train(name, on_device, with_table) for on_device in (False, True)
     )
     assert plain == device and plain[0][1:] == (22, 3)
     assert all(torch.equal(value, others[key]) for key, value in weights.items())
-    if with_table:
-        assert tabled.live_calls == on_device.live_calls == 0
+    assert calls == on_device == (0 if with_table else 12)
 
 
 def test_a_meter_is_read_at_once():
@@ -88,8 +87,9 @@ def test_a_meter_is_read_at_once():
 
 def test_a_method_that_counts_on_the_epoch_is_refused():
     _, distiller, optimizer, data = parts("DKD")
-    distiller.scheduled = distiller.schedule  # what a method may do that ignores `settings`
-    steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, None, 0)
+    forward = distiller.forward_train
+    distiller.forward_train = lambda *, epoch, **more: forward(epoch=epoch + 1, **more)
+    steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, 0)
     with pytest.raises(TypeError):
         list(steps.epoch(1, 0.1, *data.draw(torch.Generator()), None))
 
@@ -147,7 +147,7 @@ class Gpu:
 def capture(monkeypatch, gpu, fail_at=None):
     """DeviceSteps that "captured" on the stand-in, and its weights before."""
     _, distiller, optimizer, data = parts("DKD_EAT_DAT_LP")
-    steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, None, 0)
+    steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, 0)
     before = {key: value.clone() for key, value in distiller.state_dict().items()}
     count, live = iter(range(100)), steps.step
 

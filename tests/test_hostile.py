@@ -441,6 +441,21 @@ RECORDS = {
     "no epochs": ('"epochs": [', '"epochs": 1000000000, "x": [', "epochs is a int"),
     "an epoch twice": ('"epoch": 2', '"epoch": 1', "epoch 2 is called 1"),
     "an epoch short of figures": (', "loss": 2.0', "", "epoch 2 has other figures than the first"),
+    "an epoch without its accuracy": (
+        '"test_top1": 50.0, "test_nll": 1.0, "loss": 2.0',
+        '"test_nll": 1.0, "loss": 2.0',
+        "test_top1 is a NoneType",
+    ),
+    "a last epoch that was not evaluated": (
+        '"test_top1": 50.0, "test_nll": 1.0, "loss": 2.0',
+        '"loss": 2.0',
+        "its last epoch was not evaluated",
+    ),
+    "an evaluation short of figures": (
+        ', "test_nll": 1.0, "loss": 2.0',
+        ', "loss": 2.0',
+        "epoch 2 has other figures than the first",
+    ),
     "a teacher": ('"teacher": null', '"teacher": ["x"]', "teacher is a list"),
     "a teacher's file": ('"teacher": null', '"teacher": {"name": "t"}', "file is a NoneType"),
     "no device": ('"device_name": "d"', '"device_name": {}', "device_name is a dict"),
@@ -456,7 +471,8 @@ RECORDS = {
 def test_a_record_that_is_refused(workdir, name):
     """With a checksum that is right, wherever one can be computed."""
     old, new, message = RECORDS[name]
-    epochs = [{"epoch": n, "test_top1": 50.0, "loss": float(n)} for n in (1, 2)]
+    tested = {"test_top1": 50.0, "test_nll": 1.0}
+    epochs = [{"epoch": n, **tested, "loss": float(n)} for n in (1, 2)]
     place = {"first_epoch": 1, "torch": "2", "device_name": "d", "mdistiller_ext": "0"}
     content = {"name": "r", "status": "finished", "environments": [place], "teacher": None}
     content |= {"config": {}, "wall_seconds": 1.0, "epochs": epochs, **summary(epochs)}

@@ -14,6 +14,7 @@ import mdistiller_ext
 from mdistiller_ext import packaged
 from mdistiller_ext.__main__ import COMMANDS
 from mdistiller_ext.commands.configs import key_table
+from mdistiller_ext.commands.methods import markdown
 from mdistiller_ext.study.plan import read_study
 
 
@@ -69,7 +70,7 @@ def test_every_package_of_the_checkout_is_in_the_wheel(site):
 
 
 def test_each_command_is_a_tool_of_the_checkout_and_says_what_it_does(tool):
-    for name in set(COMMANDS) - {"configs"}:
+    for name in set(COMMANDS) - {"configs", "methods"}:
         status, output, _ = tool(name.replace("-", "_"), "--help")
         assert status == 0 and f"usage: python tools/{name.replace('-', '_')}.py" in output
         assert "%" not in output.replace("%)", "")
@@ -110,3 +111,8 @@ def test_a_study_that_was_copied_elsewhere_finds_the_packaged_configs(workdir):
 def test_the_reference_of_keys_is_that_of_the_code():
     """python -m mdistiller_ext configs --keys > the table of docs/config_keys.md."""
     assert (ROOT / "docs" / "config_keys.md").read_text().endswith(f"\n\n{key_table()}\n")
+
+
+def test_the_pages_of_the_methods_are_those_of_the_code():
+    """python -m mdistiller_ext methods --markdown > docs/methods.md"""
+    assert (ROOT / "docs" / "methods.md").read_text() == markdown()

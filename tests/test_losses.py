@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from mdistiller_ext.losses import dkd_loss, kd_loss, kl_divergence
-from mdistiller_ext.pruning import pruning_mask
+from mdistiller_ext.policies.lp import pruning_mask
 
 BATCHES = [1, 7, 16, 64]
 TEMPERATURES = [0.5, 1.0, 4.0, 20.0]

@@ -14,7 +14,7 @@ from mdistiller_ext.engine import World, run, train
 from mdistiller_ext.engine.loop import Meter
 from mdistiller_ext.engine.record import read_record
 from mdistiller_ext.engine.replicas import SyncedBatchNorm2d
-from mdistiller_ext.errors import ConfigError
+from mdistiller_ext.errors import ConfigError, RunError
 
 CONFIG = ROOT / "configs" / "digits" / "dkd_eat_dat_lp.yaml"
 # In each of two processes: a run whose batch norms are apart; one that the first process is told to
@@ -149,3 +149,29 @@ def test_what_one_process_stopped_within_an_epoch_is_not_for_two(digits_cfg, mon
     monkeypatch.setattr(run, "Replica", lambda *parts: None)
     with pytest.raises(ConfigError, match="one process stopped it within epoch 2: expected one"):
         train(cfg, "r", CPU, resume=True, world=world)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2, RANK=, MASTER_ADDR=, .* RANK expected"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE=2, RANK=0, MASTER_ADDR=, "),
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE=abc, .* 'abc'"),
+    ],
+)
+def test_what_torchrun_would_not_set_is_refused(monkeypatch, given, named):
+    for key in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in given.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ConfigError, match=named):
+        World.join(CPU)
+
+
+def test_a_process_says_that_the_first_has_ended(monkeypatch):
+    def lost(*_, **__):
+        raise RuntimeError("[../gloo/transport/tcp/pair.cc:1] Connection closed by peer")
+
+    monkeypatch.setattr(dist, "broadcast_object_list", lost)
+    with pytest.raises(RunError, match=r"^process 1: the first process has ended$"):
+        World(1, 2).tell(None)

@@ -446,6 +446,19 @@ def test_the_axis_of_the_last_quarter_says_where_it_starts(stubs):
     assert all(low <= y <= high for line in shown for y in line.get_ydata())
 
 
+def test_a_curve_has_the_epochs_that_were_evaluated(stubs):
+    built = stubs("SOLVER.EPOCHS", "12")
+    records, _ = collect(built)
+    for record in records.values():
+        for epoch in record["epochs"]:
+            if epoch["epoch"] not in (5, 10, 12):
+                del epoch["test_top1"]
+    figure = plots.by_epoch(built, records, "resnet8", "test_top1", "top-1", 100.0)
+    whole, late = figure.axes
+    assert [line.get_xdata().tolist() for line in whole.lines] == [[5, 10, 12]] * 4
+    assert [line.get_xdata().tolist() for line in late.lines[:4]] == [[10, 12]] * 4
+
+
 def test_lines_that_end_together_have_names_apart(stubs):
     """Eleven arms with the same accuracy, or nearly."""
     arms = {f"arm {n}": {"cfg": "dkd.yaml"} for n in range(9)}

@@ -23,12 +23,12 @@ from conftest import (
 )
 from filelock import FileLock
 
-from mdistiller_ext.config import load_cfg
+from mdistiller_ext.config import RULES, load_cfg
 from mdistiller_ext.engine import default_name, run, train, train_many, training
 from mdistiller_ext.engine import folder as folder_module
 from mdistiller_ext.engine.loop import learning_rate
+from mdistiller_ext.engine.record import read_record
 from mdistiller_ext.errors import ConfigError, RunError
-from mdistiller_ext.rules import RULES
 
 
 def test_a_run_leaves_its_record_checkpoints_and_events(digits_cfg):
@@ -214,6 +214,53 @@ def test_the_same_command_on_a_finished_run_ends_with_what_is_there(digits_cfg, 
     assert tool("train", *words, "--resume")[0] == 0
 
 
+def test_an_epoch_that_is_not_evaluated_has_no_test_metrics(digits_cfg, monkeypatch):
+    """Of 5 epochs the second, the fourth and the last are; the training is the same."""
+    tops = Tops(60.0, 90.0, 70.0, 80.0)
+    cfg = digits_cfg("dkd_lp", "LOG.EVAL_EVERY", "2", "SOLVER.EPOCHS", "5")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "performance", tops)
+        record, folder = train(cfg, "r", CPU)
+    assert not tops.left
+    assert [e["epoch"] for e in record["epochs"] if "test_top1" in e] == [2, 4, 5]
+    assert len({len(e) for e in record["epochs"]}) == 2
+    expected = {"last_epoch_top1": 80.0, "mean_last_10_top1": 80.0, "best_epoch": 2}
+    assert record.items() >= expected.items() and read_record(folder / "record.json") == record
+    assert sorted(n for tag, n in scalars(folder) if tag == "test_top1") == [2, 4, 5]
+    assert sorted(n for tag, n in scalars(folder) if tag == "loss") == [1, 2, 3, 4, 5]
+    _, often = train(digits_cfg("dkd_lp", "SOLVER.EPOCHS", "5"), "often", CPU)
+    assert all(torch.equal(v, weights(often)[k]) for k, v in weights(folder).items())
+    _, twice = train(digits_cfg("dkd_lp", "SOLVER.EPOCHS", "2"), "twice", CPU)
+    best = torch.load(folder / "student_best", weights_only=True)["model"]
+    assert all(torch.equal(v, best[k]) for k, v in weights(twice).items())
+
+
+class Tops:
+    """Stands in for `performance`: the teacher's accuracy, then those of the epochs."""
+
+    def __init__(self, *left):
+        self.left = list(left)
+
+    def __call__(self, logits, targets):
+        return {"top1": torch.tensor(self.left.pop(0))}
+
+
+def test_a_run_that_is_seldom_evaluated_stops_and_goes_on(digits_cfg):
+    every = ["LOG.EVAL_EVERY", "3"]
+    _, whole = train(digits_cfg("vanilla", *every, "SOLVER.EPOCHS", "8"), "whole", CPU)
+    with signal_at(2, 3):  # no epoch was evaluated yet
+        train(digits_cfg("vanilla", *every), "parts", CPU)
+    stopped = read_record(Path("output/digits/parts/record.json"))
+    assert stopped["status"] == "interrupted" and "last_epoch_top1" not in stopped
+    train(digits_cfg("vanilla", *every, "SOLVER.EPOCHS", "4"), "parts", CPU, resume=True)
+    record, folder = train(
+        digits_cfg("vanilla", *every, "SOLVER.EPOCHS", "8"), "parts", CPU, resume=True
+    )
+    # The fourth was the last one once.
+    assert [e["epoch"] for e in record["epochs"] if "test_top1" in e] == [3, 4, 6, 8]
+    assert all(torch.equal(v, weights(folder)[k]) for k, v in weights(whole).items())
+
+
 @pytest.mark.parametrize("method", ["vanilla", "dkd_lp"])
 def test_a_finished_run_goes_on_to_more_epochs(digits_cfg, method):
     whole = digits_cfg(method, "SOLVER.EPOCHS", "4")
@@ -279,10 +326,10 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_good_state(digits_cfg, monke
 
     def poisoned(distiller, optimizer, batches, meter, *rest):
         def batches_with_nan():
-            for step, batch in enumerate(batches):
+            for step, (batch, answers) in enumerate(batches):
                 if meter.epoch == 2 and step == 4:
                     batch.image[0, 0, 0, 0] = torch.nan
-                yield batch
+                yield batch, answers
 
         return original(distiller, optimizer, batches_with_nan(), meter, *rest)
 
@@ -380,6 +427,16 @@ def test_a_compiled_student_trains_alike(digits_cfg):
     before, after = plain["epochs"][0], compiled["epochs"][0]
     assert after["loss"] == pytest.approx(before["loss"], rel=1e-6)
     assert after["test_nll"] == pytest.approx(before["test_nll"], rel=1e-5)
+
+
+def test_a_student_that_cannot_be_compiled_is_one_line(digits_cfg, monkeypatch):
+    def fails(image):
+        raise torch._dynamo.exc.TorchDynamoException("No working compiler\nSet TORCH_LOGS")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
+    message = "^SOLVER.COMPILE: True, but it fails here: No working compiler$"
+    with pytest.raises(ConfigError, match=message):
+        train(digits_cfg("vanilla", "SOLVER.COMPILE", "True"), "r", CPU)
 
 
 def test_a_missing_teacher_is_trained_once_and_kept(digits_cfg, workdir, capsys):

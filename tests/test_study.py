@@ -14,6 +14,7 @@ from conftest import CPU, ROOT, untrained_teacher
 from mdistiller_ext.engine.folder import plain
 from mdistiller_ext.engine.record import summary, write_record
 from mdistiller_ext.errors import ConfigError, RunError
+from mdistiller_ext.study import launch
 from mdistiller_ext.study.analysis import analyse
 from mdistiller_ext.study.launch import processes, progress, run_jobs
 from mdistiller_ext.study.plan import inert_arms, read_study
@@ -362,11 +363,12 @@ def test_different_conditions_are_not_mixed(study):
         check_conditions(built, collect(built)[0], ["torch"])
 
 
-def test_arms_trained_unequally_are_not_mixed(study):
-    arms = TREE["arms"] | {"LP": {"cfg": "dkd_lp.yaml", "options": {"SOLVER.EPOCHS": 4}}}
+@pytest.mark.parametrize(("key", "usual"), [("SOLVER.EPOCHS", 3), ("LOG.EVAL_EVERY", 1)])
+def test_arms_trained_or_evaluated_unequally_are_not_mixed(study, key, usual):
+    arms = TREE["arms"] | {"LP": {"cfg": "dkd_lp.yaml", "options": {key: 4}}}
     built = study(arms=arms)
     stub_runs(built)
-    with pytest.raises(ConfigError, match=r"SOLVER\.EPOCHS differs between runs: 3 in 24 runs"):
+    with pytest.raises(ConfigError, match=rf"{key} differs between runs: {usual} in 24 runs"):
         check_conditions(built, collect(built)[0], [])
 
 
@@ -397,6 +399,18 @@ def test_a_study_runs_goes_on_and_survives_a_failure(study, workdir, capsys):
     assert "2 epochs left: 0.0 hours of one process at the pace so far" in listed
     records, left_out = collect(built)
     assert len(records) == 4 and len(left_out) == 2
+
+
+def test_the_parts_of_a_study_are_all_of_it(study, workdir, tool, monkeypatch):
+    names, ran = [job.name for job in study().jobs], []
+    monkeypatch.setattr(launch, "run_jobs", lambda jobs, *_: ran.append([j.name for j in jobs]))
+    words = ["run", "stub.yaml", "--device", "cpu", "--part"]
+    outputs = [tool("compare", *words, f"{number}/5")[1] for number in range(1, 6)]
+    assert "all 7 runs of part 2/5 are finished: python tools/compare.py report" in outputs[1]
+    assert {len(part) for part in ran} == {6, 7} and ran[1][:2] == [names[1], names[6]]
+    assert sorted(name for part in ran for name in part) == sorted(names)
+    status, _, error = tool("compare", *words, "33/99")
+    assert status == 2 and "--part: 33/99: the study has 32 runs" in error
 
 
 def test_a_folder_that_cannot_be_made_is_one_line_before_anything_runs(study, workdir):

@@ -14,6 +14,7 @@ from mdistiller_ext.data import ImageSet, cifar100
 from mdistiller_ext.distillers import Distiller
 from mdistiller_ext.engine import train
 from mdistiller_ext.errors import ConfigError, RunError
+from mdistiller_ext.policies import Context
 from mdistiller_ext.teacher import TabledTeacher, TeacherTable, features_taken, table
 
 VIEWS = 18
@@ -203,12 +204,13 @@ def test_the_teacher_answers_from_the_table_for_the_batch_of_the_moment_only(net
     keys = list(network.state_dict())
     tabled = TabledTeacher(network)
     answers = [torch.full((10, 10), float(n)) for n in range(2)]
-    for number, batch in enumerate(tabled.follow(parts, answers)):
-        logits, features = network(batch.image)
-        assert torch.equal(logits, answers[number]) and tabled.live_calls == 2 * number
-        assert torch.equal(network(batch.image.clone())[0], live[number][0])
-        assert torch.equal(features["pooled_feat"], live[number][1]["pooled_feat"])
-        assert set(features) == set(live[number][1]) and tabled.live_calls == 2 * number + 2
+    for number, (batch, rows) in enumerate(zip(parts, answers, strict=True)):
+        with tabled.answering(batch.image, rows):
+            logits, features = network(batch.image)
+            assert torch.equal(logits, rows) and tabled.live_calls == 2 * number
+            assert torch.equal(network(batch.image.clone())[0], live[number][0])
+            assert torch.equal(features["pooled_feat"], live[number][1]["pooled_feat"])
+            assert set(features) == set(live[number][1]) and tabled.live_calls == 2 * number + 2
     assert torch.equal(network(parts[1].image)[0], live[1][0])
     assert list(network.state_dict()) == keys
 
@@ -272,12 +274,11 @@ def test_losses_on_real_images_are_those_of_the_live_teacher(shared, tmp_path):
         pair = copy.deepcopy((student, teacher))
         distiller = distiller_dict[method](*pair, get_cfg()).train()
         live = [distiller(image=b.image, target=b.target, epoch=41)[1]["loss_kd"] for b in parts]
-        tabled = TabledTeacher(pair[1])
         for dtype, tolerance in (("float32", 1e-6), ("float16", 2e-4)):
-            for batch, expected in zip(tabled.follow(parts, answers[dtype]), live, strict=True):
-                loss = distiller(image=batch.image, target=batch.target, epoch=41)[1]["loss_kd"]
-                torch.testing.assert_close(loss, expected, rtol=tolerance, atol=0)
-        assert tabled.live_calls == 0
+            for batch, rows, expected in zip(parts, answers[dtype], live, strict=True):
+                context = Context(distiller.schedule(41), rows)
+                _, losses = distiller(image=batch.image, target=batch.target, context=context)
+                torch.testing.assert_close(losses["loss_kd"], expected, rtol=tolerance, atol=0)
 
 
 def test_folding_leaves_the_network_alone():

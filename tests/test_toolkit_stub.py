@@ -1,6 +1,7 @@
 """Registration against a small stand-in for mdistiller: what it adds, and when it refuses."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +9,7 @@ from mdistiller_ext import register
 from mdistiller_ext.config import get_cfg
 from mdistiller_ext.errors import ConfigError
 
-OURS = {"DKD_EAT", "DKD_DAT", "DKD_LP", "DKD_EAT_DAT_LP"}
+OURS = {"DKD_EAT", "DKD_DAT", "DKD_LP", "DKD_EAT_DAT_LP", "LOGIT"}
 FILES = {
     "__init__.py": "",
     "distillers/__init__.py": "distiller_dict = {'NONE': object}",
@@ -104,3 +105,18 @@ def test_no_mdistiller_at_all(stub, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"github\.com/megvii-research/mdistiller, or name"):
         register()
+
+
+def test_what_its_own_train_does_not_know_is_one_line(stub, tool):
+    """The stand-in's script says that it has no such data set, as the toolkit's does."""
+    (stub.parent / "tools").mkdir()
+    (stub.parent / "tools" / "train.py").write_text("raise NotImplementedError('digits')")
+    Path("own.yaml").write_text("DISTILLER: {TYPE: DKD_LP}\nDKD_LP: {BETA: 2.0}\n")
+    for options, message in (
+        (["SOLVER.SEED", "1"], "mdistiller does not take this config: Non-existent key: SOLVER."),
+        (["DKD.T", "four"], "mdistiller does not take this config: Type mismatch"),
+        ([], "mdistiller does not have digits"),
+    ):
+        status, _, error = tool("mdistiller_train", "--cfg", "own.yaml", *options)
+        assert status == 2 and error.startswith(f"mdistiller_train.py: error: {message}")
+        assert error.count("\n") == 1

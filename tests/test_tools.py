@@ -15,6 +15,8 @@ import pytest
 import torch
 from conftest import ROOT, untrained_teacher
 
+from mdistiller_ext.command import run
+
 DIGITS = str(ROOT / "configs" / "digits" / "vanilla.yaml")
 
 
@@ -23,7 +25,7 @@ def test_train_then_eval(tool, workdir):
     command += ["SOLVER.EPOCHS", "2", "--device", "cpu"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "EPOCHS: 2" in output and "epoch   2/2  loss" in output
-    assert "selected on the test set" in output and "% mean of the last 2, " in output
+    assert "selected on the test set" in output and "% mean of the last 2 evaluated, " in output
     record = Path(output.rsplit("record: ", 1)[1].strip())
     assert record == Path("output/digits/vanilla,digits,EPOCHS=2,seed0/record.json")
     expected = json.loads(record.read_text())["last_epoch_top1"]
@@ -67,6 +69,8 @@ ERRORS = [
         ["run", DIGITS, "--launcher", "ray", "--jobs", "2"],
         ["--jobs: has no effect with --launcher ray"],
     ),
+    (2, "compare", ["run", DIGITS, "--part", "4/3"], ["--part: 4/3: expected as 3/10"]),
+    (2, "compare", ["list", DIGITS, "--part", "1/3"], ["--part: has no effect with list"]),
     (2, "train", [], ["the following arguments are required: --cfg"]),
     (2, "train", ["--cfg", DIGITS, "SOLVER.EPOCH", "2"], ["did you mean SOLVER.EPOCHS?"]),
     (2, "train", ["--cfg", DIGITS, "SOLVER.LR", "1"], ["SOLVER.LR: '1'", "expected float"]),
@@ -171,6 +175,7 @@ STARTS = {
     "export_upstream": ["."],
     "mdistiller_train": ["--cfg", "file.yaml"],
     "pack": ["pack", ".", "a.tar.xz"],
+    "show": ["."],
     "teacher_table": ["--cfg", "file.yaml"],
     "train": ["--cfg", "file.yaml"],
 }
@@ -239,6 +244,30 @@ def test_closed_and_narrow_streams_cost_no_run(workdir):
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     result = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
     assert result.returncode == 0 and "\\ud55c" in result.stdout
+
+
+def test_a_reader_that_goes_away_costs_no_run(workdir):
+    words = [sys.executable, str(ROOT / "tools" / "train.py"), "--cfg", DIGITS, "--device", "cpu"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*words, "SOLVER.EPOCHS", "1"], **pipes) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
+    (record,) = Path("output").rglob("record.json")
+    assert json.loads(record.read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("command", ["configs", "train"])
+def test_output_that_finds_no_room_is_said_at_the_end(workdir, capfd, monkeypatch, command):
+    """Of a run it costs nothing else."""
+    train = ["--cfg", DIGITS, "--device", "cpu", "SOLVER.EPOCHS", "1"]
+    with open("/dev/full", "w") as full, pytest.raises(SystemExit) as end:
+        monkeypatch.setattr(sys, "stdout", full)
+        run(command, command, train if command == "train" else [])
+    assert end.value.code == 1
+    lost = f"{command}: error: the output from here on is lost: No space left on device\n"
+    assert capfd.readouterr().err == lost
+    assert len(list(Path("output").rglob("student_last"))) == (command == "train")
 
 
 SPINS = """

@@ -39,7 +39,7 @@ from mdistiller_ext.engine.graph import DeviceSteps
 from mdistiller_ext.engine.loop import Meter, train_epoch
 from mdistiller_ext.errors import ConfigError
 from mdistiller_ext.files import write_atomically
-from mdistiller_ext.teacher import TabledTeacher, TeacherTable
+from mdistiller_ext.teacher import TeacherTable
 from mdistiller_ext.toolkit.baseline import toolkit_steps
 from mdistiller_ext.toolkit.compat import mend
 from mdistiller_ext.toolkit.locate import find_toolkit
@@ -158,21 +158,18 @@ class Bench:
         cfg, args = get_cfg(), self.args
         distiller = distiller_dict[args.method](*self.networks(), cfg)
         optimizer = build_optimizer(cfg, distiller)
-        kept, tabled = None, None
+        kept = None
         if table:
             kept = TeacherTable(Path(self.folder.name), distiller.teacher, self.data)
-            tabled = TabledTeacher(distiller.teacher)
         keys = self.keys(args.steps)
 
         def work(steps: int) -> int:
             index, view = self.keys(steps) if table != "warm" else keys
             index, view = index[: steps * args.batch], view[: steps * args.batch]
-            batches = self.data.batches(index, view, args.batch)
-            if kept and tabled:
-                answers = kept.logits(index, view)
-                batches = tabled.follow(batches, answers.split(args.batch))
-            meter = Meter(1, steps)
-            for _ in train_epoch(distiller, optimizer, batches, meter, nullcontext):
+            rows = kept.logits(index, view).split(args.batch) if kept else [None] * steps
+            batches = zip(self.data.batches(index, view, args.batch), rows, strict=True)
+            meter, now = Meter(1, steps), distiller.schedule(1)
+            for _ in train_epoch(distiller, optimizer, batches, meter, nullcontext, now):
                 pass
             meter.read()
             return steps
@@ -203,7 +200,6 @@ class Bench:
         if not self.args.eager:
             CompiledStudent(distiller.student)
         optimizer = build_optimizer(cfg, distiller)
-        tabled = TabledTeacher(distiller.teacher)
         autocast = build_autocast(amp, self.device)
         answers = torch.randn(len(self.data), 100, device=self.device)
         meter = Meter(1, -(-len(self.data) // args.batch))
@@ -213,13 +209,12 @@ class Bench:
             while True:
                 meter.start(1)
                 batches = self.data.epoch(args.batch, self.generator)
-                batches = tabled.follow(batches, answers.split(args.batch))
-                yield from train_epoch(distiller, optimizer, batches, meter, autocast)
+                batches = zip(batches, answers.split(args.batch), strict=True)
+                now = distiller.schedule(1)
+                yield from train_epoch(distiller, optimizer, batches, meter, autocast, now)
 
         def captured() -> Iterator[None]:
-            steps = DeviceSteps(
-                distiller, optimizer, self.data, args.batch, meter, autocast, tabled, 100
-            )
+            steps = DeviceSteps(distiller, optimizer, self.data, args.batch, meter, autocast, 100)
             while True:
                 meter.start(1)
                 yield from steps.epoch(1, 0.05, *self.data.draw(self.generator), answers)

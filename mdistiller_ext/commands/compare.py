@@ -1,6 +1,7 @@
 """Run a study, and say what can be concluded from it.
 
     %(prog)s run STUDY.yaml [--jobs N] [--together K] [KEY VALUE ...]
+    %(prog)s run STUDY.yaml --part 3/10 [..]         # of an array of ten jobs the third
     %(prog)s run STUDY.yaml --launcher ray [--address HOST:PORT] [--gpus 0.25]
     %(prog)s list STUDY.yaml [KEY VALUE ...]
     %(prog)s report STUDY.yaml [--allow CONDITION] [KEY VALUE ...]
@@ -11,6 +12,7 @@ DATASET.ROOT, must be the same for all.
 """
 
 import argparse
+import re
 import shlex
 from functools import partial
 from pathlib import Path
@@ -32,6 +34,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER")
     parser.add_argument("--jobs", type=int, help="processes at once (default: one a core, or 1)")
     parser.add_argument("--together", type=int, help="runs a process trains at once (GPU: 16)")
+    parser.add_argument(
+        "--part", type=part, default=(1, 1), metavar="K/N", help="every Nth run, from the Kth on"
+    )
     parser.add_argument("--launcher", choices=["processes", "ray"], default="processes")
     parser.add_argument(
         "--address", help="of a Ray cluster (default: one that runs here, or a new)"
@@ -58,6 +63,8 @@ def main(args: argparse.Namespace) -> None:
     ):
         if misplaced and getattr(args, name):
             raise ConfigError(f"--{name}: has no effect with --launcher {args.launcher}")
+    if args.part[1] > 1 and args.action != "run":
+        raise ConfigError(f"--part: has no effect with {args.action}")
     if args.gpus < 0:
         raise ConfigError(f"--gpus: {args.gpus:g} is not allowed, expected at least 0")
 
@@ -81,12 +88,25 @@ def main(args: argparse.Namespace) -> None:
         print(f"warning: {line}", flush=True)
     cuda = args.gpus > 0 if ray else pick_device(args.device).type == "cuda"
     launcher = on_cluster(args, cuda) if ray else on_machine(args, cuda)
-    failed = run_jobs(study.jobs, launcher, args.together or (16 if cuda else 1))
+    kth, count = args.part
+    jobs = study.jobs[kth - 1 :: count]
+    if not jobs:
+        raise ConfigError(f"--part: {kth}/{count}: the study has {len(study.jobs)} runs")
+    failed = run_jobs(jobs, launcher, args.together or (16 if cuda else 1))
     if failed:
         raise RunError("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
     again = ["--output", str(args.output)] if args.output != OUTPUT else []
     words = ["report", str(args.study), *again, *args.opts]
-    print(f"all runs are finished: {args.prog} {shlex.join(words)}")
+    runs = f"all {len(jobs)} runs of part {kth}/{count}" if count > 1 else "all runs"
+    print(f"{runs} are finished: {args.prog} {shlex.join(words)}")
+
+
+def part(word: str) -> tuple[int, int]:
+    """The type of --part: (3, 10) of "3/10"."""
+    found = re.fullmatch(r"(\d+)/(\d+)", word)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{word}: expected as 3/10, the third of ten parts")
+    return int(found[1]), int(found[2])
 
 
 def on_machine(args: argparse.Namespace, cuda: bool) -> "Launcher":

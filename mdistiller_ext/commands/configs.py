@@ -3,7 +3,7 @@
 %(prog)s
 %(prog)s digits/dkd_lp my_dkd_lp.yaml
 %(prog)s studies/digits my_study.yaml
-%(prog)s --keys                  # every key, with its default and what it may be
+%(prog)s --keys                  # every shared key, with its default and what it may be
 """
 
 import argparse
@@ -17,7 +17,7 @@ from ..errors import ConfigError
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="without .yaml")
     parser.add_argument("copy", nargs="?", type=Path, help="a file that is not there yet")
-    parser.add_argument("--keys", action="store_true", help="a Markdown table of all config keys")
+    parser.add_argument("--keys", action="store_true", help="a Markdown table of the config keys")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -42,11 +42,15 @@ def main(args: argparse.Namespace) -> None:
 
 
 def key_table() -> str:
-    """Every key that a config may have, as Markdown."""
-    from ..config import get_cfg, leaves
-    from ..rules import rule_of
+    """Every key that all methods share, and those of LOGIT, as Markdown."""
+    from ..config import KEYS, SHARED, get_cfg
+    from ..settings import leaves
 
-    rows = ["| key | default | allowed |", "|---|---|---|"]
+    rows = ["| key | default | allowed | |", "|---|---|---|---|"]
     for key, value in leaves(get_cfg()):
-        rows.append(f"| `{key}` | `{value!r}` | {rule_of(key)[1]} |")
+        if key.split(".")[0] not in (*SHARED, "LOGIT"):
+            continue
+        part, name = KEYS[key]
+        rule, meaning = part.rules()[name], part.meanings()[name]
+        rows.append(f"| `{key}` | `{value!r}` | {rule[1]} | {meaning} |")
     return "\n".join(rows)

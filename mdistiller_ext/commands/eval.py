@@ -29,11 +29,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from ..config import NUM_CLASSES, get_cfg
+    from ..config import NUM_CLASSES, get_cfg, rule_of
     from ..data import get_dataset
     from ..engine import numbers, performance, pick_device, predict
     from ..models import cifar_model_dict
-    from ..rules import rule_of
     from ..teacher import fetch_weights, find_weights, load_into, load_weights
 
     for option, value, key in (

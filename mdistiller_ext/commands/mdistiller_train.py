@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     from ..toolkit.compat import mend
-    from ..toolkit.locate import find_toolkit
+    from ..toolkit.locate import find_toolkit, import_toolkit
     from ..toolkit.registration import register
 
     script = find_toolkit() / "tools" / "train.py"
@@ -36,8 +36,17 @@ def main(args: argparse.Namespace) -> None:
             f"checkout with MDISTILLER_ROOT"
         )
     register()
+    config = import_toolkit().config.clone()
+    try:
+        config.merge_from_file(str(args.cfg))
+        config.merge_from_list(args.opts)
+    except (AssertionError, KeyError, ValueError) as error:  # yacs'
+        raise ConfigError(f"mdistiller does not take this config: {error.args[0]}") from error
     for text in mend() if args.compat else ():
         print(f"--compat: {text}", flush=True)
     resume = ["--resume"] if args.resume else []
     sys.argv = [str(script), "--cfg", str(args.cfg), *resume, *args.opts]
-    runpy.run_path(str(script), run_name="__main__")
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except NotImplementedError as error:
+        raise ConfigError(f"mdistiller does not have {error}") from error

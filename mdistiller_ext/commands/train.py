@@ -38,10 +38,10 @@ def main(args: argparse.Namespace) -> None:
         record, folder = train(cfg, name, device, resume=args.resume, world=world)
     world.leave()
     if world.first:
-        epochs = len(record["epochs"])
+        tested = sum("test_top1" in epoch for epoch in record["epochs"][-10:])
         print(
             f"top-1 on the test set: {record['last_epoch_top1']:.2f} % at the last epoch, "
-            f"{record['mean_last_10_top1']:.2f} % mean of the last {min(10, epochs)}, "
+            f"{record['mean_last_10_top1']:.2f} % mean of the last {tested} evaluated, "
             f"{record['best_epoch_top1_selected_on_test']:.2f} % at epoch {record['best_epoch']}, "
             f"the best one (selected on the test set)\nrecord: {folder / 'record.json'}"
         )

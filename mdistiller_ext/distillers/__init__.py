@@ -1,15 +1,30 @@
-"""The methods, one a file, and their registry."""
+"""The methods and their registry."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from .base import Distiller, Vanilla
-from .dkd import DKD
-from .dkd_dat import DKD_DAT
-from .dkd_eat import DKD_EAT
-from .dkd_eat_dat_lp import DKD_EAT_DAT_LP
-from .dkd_lp import DKD_LP
-from .kd import KD
+from .logit import Logit, method
+from .recipes import RECIPES, Composition, Recipe
 
-distiller_dict: dict[str, Callable[..., Distiller]] = {
-    cls.TYPE: cls for cls in (Vanilla, KD, DKD, DKD_EAT, DKD_DAT, DKD_LP, DKD_EAT_DAT_LP)
-}
+METHODS = {name: method(name, recipe) for name, recipe in RECIPES.items()}
+distiller_dict: dict[str, Callable[..., Distiller]] = {"NONE": Vanilla, **METHODS}
+
+
+def source(node: Mapping[str, str]) -> str:
+    """Whose code a DISTILLER node's TYPE runs: "ext", ours, or "mdistiller", the toolkit's."""
+    if node["SOURCE"] in ("ext", "mdistiller"):
+        return node["SOURCE"]
+    return "ext" if node["TYPE"] in distiller_dict else "mdistiller"
+
+
+__all__ = [
+    "METHODS",
+    "RECIPES",
+    "Composition",
+    "Distiller",
+    "Logit",
+    "Recipe",
+    "Vanilla",
+    "distiller_dict",
+    "source",
+]

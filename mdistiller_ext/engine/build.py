@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..config import NUM_CLASSES, source
+from ..config import NUM_CLASSES
 from ..data import ImageSet
-from ..distillers import Distiller, distiller_dict
+from ..distillers import Distiller, distiller_dict, source
 from ..errors import ConfigError
 from ..models import cifar_model_dict
 from ..teacher import TeacherTable, Unwritable, Weights, default_root, features_taken, load_into
@@ -37,7 +37,7 @@ def pick_device(name: str | None) -> torch.device:
             torch.cuda.set_device(device)
         if device.type == "cpu":
             _keep_freed_memory()
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ValueError) as error:
         raise ConfigError(
             f"--device {name}: not usable here: {str(error).splitlines()[0]}"
         ) from error
@@ -94,7 +94,13 @@ class CompiledStudent:
         student.forward = self  # type: ignore[method-assign, assignment]
 
     def __call__(self, image: Tensor) -> tuple[Tensor, dict]:
-        return (self.logits(image), {}) if self.student.training else self.live(image)
+        if not self.student.training:
+            return self.live(image)
+        try:
+            return self.logits(image), {}
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).split("\n", 1)[0]
+            raise ConfigError(f"SOLVER.COMPILE: True, but it fails here: {reason}") from error
 
 
 def build_table(cfg: CfgNode, distiller: Distiller, data: ImageSet) -> TeacherTable | None:

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
-from ..config import as_pairs, get_cfg, leaves, shown, source
-from ..distillers import Distiller
+from ..config import as_pairs, get_cfg, shown
+from ..distillers import Distiller, source
 from ..errors import ConfigError, RunError
 from ..files import check_finite, load, read, save
 from ..seeding import set_random_state
+from ..settings import leaves
 from ..teacher import find_weights
 from .environment import CODE
 from .record import history_fault, read_record

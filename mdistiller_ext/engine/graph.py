@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..data import ImageSet
 from ..distillers import Distiller
-from ..teacher import TabledTeacher
+from ..policies import Context
 from .loop import Meter, train_step
 
 WARM_UP = 2  # steps of each size on a side stream before a capture, as torch.cuda.graph asks for
@@ -23,8 +23,7 @@ class DeviceSteps:
     once; on a CPU the same step runs as it is.
 
     Args:
-        tabled: the teacher with its table, or None: the live teacher is part of the step.
-        classes: the number of the table's logits.
+        classes: the number of the teacher table's logits; 0: the live teacher is part of the step.
         draws: the random numbers that the method needs for each image.
 
     Raises:
@@ -39,17 +38,16 @@ class DeviceSteps:
         batch_size: int,
         meter: Meter,
         autocast: Callable[[], AbstractContextManager],
-        tabled: TabledTeacher | None,
         classes: int,
         draws: int = 0,
     ) -> None:
         self.distiller, self.optimizer, self.data = distiller, optimizer, data
-        self.meter, self.autocast, self.tabled = meter, autocast, tabled
+        self.meter, self.autocast = meter, autocast
         device = data.targets.device
         self.sizes = [len(part) for part in torch.arange(len(data)).split(batch_size)]
         self.index = torch.zeros(len(data), dtype=torch.int64, device=device)
         self.view = torch.zeros_like(self.index)
-        self.answers = torch.zeros(len(data), classes, device=device)
+        self.answers = torch.zeros(len(data), classes, device=device) if classes else None
         self.drawn = torch.zeros(len(data), draws, device=device) if draws else None
         self.cursor = torch.zeros((), dtype=torch.int64, device=device)
         # In float64, so that the device computes with the very numbers of the host.
@@ -61,7 +59,6 @@ class DeviceSteps:
             name: torch.tensor(float(value), dtype=torch.float64, device=device)
             for name, value in distiller.schedule(1).items()
         }
-        distiller.settings = self.settings
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         if device.type == "cuda":
             distiller.train()
@@ -88,7 +85,7 @@ class DeviceSteps:
         first = len(self.index) - len(index)
         self.index[first:] = index
         self.view[first:] = view
-        if answers is not None:
+        if self.answers is not None and answers is not None:
             self.answers[first:] = answers
         if self.drawn is not None and drawn is not None:
             self.drawn.copy_(drawn)
@@ -108,13 +105,14 @@ class DeviceSteps:
         """The next `size` images of the epoch."""
         place = self.cursor + torch.arange(size, device=self.cursor.device)
         batch = self.data.batch(self.index[place], self.view[place])
-        if self.tabled:
-            self.tabled.image, self.tabled.rows = batch.image, self.answers[place]
+        context = Context(
+            self.settings,
+            None if self.answers is None else self.answers[place],
+            None if self.drawn is None else self.drawn[batch.index],
+        )
         # No epoch: a method that counts on it, rather than on its schedule, fails here and now
         # instead of training every epoch as the one that was captured.
-        train_step(
-            self.distiller, self.optimizer, batch, None, self.meter, self.autocast, self.drawn
-        )
+        train_step(self.distiller, self.optimizer, batch, None, context, self.meter, self.autocast)
         self.cursor += size
 
     def capture(self, device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """The training loop."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..data import Batch
 from ..errors import RunError
+from ..policies import Context
 
 
 def learning_rate(epoch: int, base: float, stages: Sequence[int], rate: float) -> float:
@@ -125,15 +126,23 @@ class Meter:
 def train_epoch(
     distiller: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[Batch],
+    batches: Iterable[tuple[Batch, Tensor | None]],
     meter: Meter,
     autocast: Callable[[], AbstractContextManager],
+    now: Mapping[str, float],
     drawn: Tensor | None = None,
 ) -> Iterator[None]:
-    """One pass over the batches, a step each time that the iterator is advanced."""
+    """One pass over the batches, a step each time that the iterator is advanced.
+
+    Args:
+        batches: each with the teacher's logits (B, C), if they are known.
+        now: what the method's `schedule` gives for the epoch.
+        drawn: the epoch's random numbers for each image of the training set, (N, draws).
+    """
     distiller.train()
-    for batch in batches:
-        train_step(distiller, optimizer, batch, meter.epoch, meter, autocast, drawn)
+    for batch, answers in batches:
+        context = Context(now, answers, None if drawn is None else drawn[batch.index])
+        train_step(distiller, optimizer, batch, meter.epoch, context, meter, autocast)
         meter.count(len(batch.target))
         yield
 
@@ -143,19 +152,18 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     epoch: int | None,
+    context: Context,
     meter: Meter,
     autocast: Callable[[], AbstractContextManager],
-    drawn: Tensor | None,
 ) -> None:
-    """Forward, the sum of all losses backward, one optimizer step.
-
-    Args:
-        drawn: the epoch's random numbers for each image of the training set, (N, draws).
-    """
-    own = {} if drawn is None else {"drawn": drawn[batch.index]}
+    """Forward, the sum of all losses backward, one optimizer step."""
     with autocast():
         logits, losses = distiller(
-            image=batch.image, target=batch.target, index=batch.index, epoch=epoch, **own
+            image=batch.image,
+            target=batch.target,
+            index=batch.index,
+            epoch=epoch,
+            context=context,
         )
     losses = {name: loss.mean() for name, loss in losses.items()}
     optimizer.zero_grad()

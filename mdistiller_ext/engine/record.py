@@ -6,13 +6,14 @@ import math
 import resource
 import sys
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from yacs.config import CfgNode
 
-from ..config import source
+from ..distillers import source
 from ..errors import RunError
 from ..files import read, write_atomically
 from ..toolkit.methods import toolkit_facts
@@ -40,16 +41,21 @@ def method_facts(node: CfgNode) -> dict[str, Any]:
 
 
 def summary(history: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The run's test accuracies, in percent. The last epoch is the headline: it selects nothing."""
-    if not history:
+    """The run's test accuracies, in percent. The last epoch is the headline: it selects nothing.
+
+    They are of the epochs that were evaluated, as the last one of a finished run is; the mean is
+    of those among the last ten.
+    """
+    tested = [epoch for epoch in history if "test_top1" in epoch]
+    if not tested:
         return {}
-    top1 = [epoch["test_top1"] for epoch in history]
-    best = max(top1)
+    best = max(tested, key=itemgetter("test_top1"))  # of equals the first
+    late = [epoch["test_top1"] for epoch in tested if epoch["epoch"] > tested[-1]["epoch"] - 10]
     return {
-        "last_epoch_top1": top1[-1],
-        "mean_last_10_top1": sum(top1[-10:]) / len(top1[-10:]),
-        "best_epoch_top1_selected_on_test": best,
-        "best_epoch": top1.index(best) + 1,
+        "last_epoch_top1": tested[-1]["test_top1"],
+        "mean_last_10_top1": sum(late) / len(late),
+        "best_epoch_top1_selected_on_test": best["test_top1"],
+        "best_epoch": best["epoch"],
     }
 
 
@@ -103,18 +109,24 @@ def digest(record: dict[str, Any]) -> str:
 
 def history_fault(epochs: list[Any]) -> str:
     """Why these cannot be the figures of a run's epochs, or ""."""
+    tested: set[str] = set()  # the figures of an epoch that was evaluated
     for number, epoch in enumerate(epochs, start=1):
-        fault = _misfit(epoch, {"epoch": int, "test_top1": (int, float)}, f"epoch {number}")
+        if fault := _misfit(epoch, {"epoch": int}, f"epoch {number}"):
+            return fault
+        own = {key for key in epoch if str(key).startswith("test_")}
+        tested = tested or own
+        fault = _misfit(epoch, {"test_top1": (int, float)} if own else {}, f"epoch {number}")
         if fault:
             return fault
         if not all(type(value) in (int, float) for value in epoch.values()):
             return f"epoch {number} holds something else than numbers"
         # A run may go on where there is no room for a teacher table.
-        if (epoch.keys() ^ epochs[0].keys()) - {"teacher_table_hits"}:
+        apart = (epoch.keys() ^ epochs[0].keys()) - tested - {"teacher_table_hits"}
+        if apart or own not in (tested, set()):
             return f"epoch {number} has other figures than the first"
         if epoch["epoch"] != number:
             return f"epoch {number} is called {epoch['epoch']}"
-        if not 0 <= epoch["test_top1"] <= 100:
+        if own and not 0 <= epoch["test_top1"] <= 100:
             return f"epoch {number} has a test_top1 of {epoch['test_top1']} %"
     return ""
 
@@ -145,6 +157,8 @@ def _fault(record: Any) -> str:
         return "changed after it was written (its sha256 does not match)"
     if fault := history_fault(record["epochs"]):
         return f"damaged: {fault}"
+    if record["status"] == "finished" and "test_top1" not in (record["epochs"] or [{}])[-1]:
+        return "damaged: its last epoch was not evaluated"
     expected = summary(record["epochs"])
     wrong = [key for key, value in expected.items() if record.get(key) != value]
     return f"its epochs give another {', '.join(wrong)}" if wrong else ""

@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..distillers import Distiller
-from ..errors import ConfigError
+from ..errors import ConfigError, RunError
 from ..losses import at_least_float32
+from ..policies import Context
 from .loop import Meter
+
+TORCHRUN = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")  # a part of what it sets
 
 
 class World:
@@ -40,12 +43,22 @@ class World:
 
         Tensors on GPUs go by nccl, all else by gloo. The others wait while the first process
         trains a teacher.
+
+        Raises:
+            ConfigError: it says something else.
         """
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size > 1 and not dist.is_initialized():
-            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(days=7))
-        return cls(int(os.environ.get("RANK", "0")) if size > 1 else 0, size)
+        try:
+            size = int(os.environ.get("WORLD_SIZE", "1"))
+            if size > 1 and not dist.is_initialized():
+                backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+                dist.init_process_group(backend, timeout=timedelta(days=7))
+            return cls(int(os.environ.get("RANK", "0")) if size > 1 else 0, size)
+        except (ValueError, dist.DistError) as error:
+            found = ", ".join(f"{key}={os.environ.get(key, '')}" for key in TORCHRUN)
+            raise ConfigError(
+                f"{found}: is not what torchrun sets, which starts a run of several processes; "
+                f"unset WORLD_SIZE for one ({error})"
+            ) from error
 
     def leave(self) -> None:
         """Give up what `join` made."""
@@ -73,11 +86,18 @@ class World:
         return own, [batch[self.rank] for batch in shares]
 
     def tell(self, content: Any) -> Any:
-        """The first process's `content`, in all of them."""
+        """The first process's `content`, in all of them.
+
+        Raises:
+            RunError: that process is no more.
+        """
         if self.size == 1:
             return content
         box = [content]
-        dist.broadcast_object_list(box, device=torch.device("cpu"))
+        try:
+            dist.broadcast_object_list(box, device=torch.device("cpu"))
+        except RuntimeError as error:
+            raise RunError(f"process {self.rank}: the first process has ended") from error
         return box[0]
 
     def meet(self) -> float:
@@ -116,6 +136,8 @@ class Replica(nn.Module):
 
     def __init__(self, distiller: Distiller, world: World, sync_batch_norm: bool) -> None:
         super().__init__()
+        if distiller.coupled:
+            raise ConfigError(f"{distiller.TYPE} takes one process: {distiller.coupled}")
         device = next(distiller.student.parameters()).device
         if sync_batch_norm and device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(distiller.student)
@@ -124,7 +146,6 @@ class Replica(nn.Module):
                 if type(module) is nn.BatchNorm2d:
                     module.__class__ = SyncedBatchNorm2d
         distiller.teacher.requires_grad_(False)
-        distiller.global_batch = world.gather  # type: ignore[method-assign]
         self.parallel = DistributedDataParallel(
             distiller, device_ids=[device] if device.type == "cuda" else None
         )
@@ -134,9 +155,10 @@ class Replica(nn.Module):
     def monitor(self) -> dict[str, Tensor]:
         return getattr(self.parallel.module, "monitor", {})
 
-    def forward(self, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, *, context: Context, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         weight = self.world.meet()
-        logits, losses = self.parallel(**inputs)
+        context = context._replace(whole=self.world.gather)
+        logits, losses = self.parallel(context=context, **inputs)
         return logits, {name: weight * loss.mean() for name, loss in losses.items()}
 
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..config import NUM_CLASSES, source
+from ..config import NUM_CLASSES
+from ..distillers import source
 from ..errors import ConfigError, RunError, Stopped
 from ..files import save
 from ..inert import inert, weak_teacher
 from ..seeding import epoch_generator, random_state, seed_everything
-from ..teacher import TabledTeacher, Weights
+from ..teacher import Weights
 from ..toolkit.methods import toolkit_hash
 from .build import (
     CompiledStudent,
@@ -83,7 +84,7 @@ class Run:
             check_history(state["history"], self._planned, folder)
             restore(state, folder, self.distiller, self.optimizer)
             self.history = state["history"]
-        self.table, self.tabled = None, None
+        self.table = None
         features = takes_features(self.distiller, self.train_set) if weights else set()
         takes_logits = "teacher" not in features
         # Methods that reshape feature maps want the other layout.
@@ -92,7 +93,6 @@ class Run:
             self.distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if weights and takes_logits and cfg.DISTILLER.TEACHER_TABLE != "off":
             self.table = shared.table(cfg, self.distiller, weights, self.train_set)
-            self.tabled = TabledTeacher(self.distiller.teacher) if self.table else None
         elif weights and cfg.DISTILLER.TEACHER_TABLE == "on":
             raise ConfigError(
                 f"DISTILLER.TEACHER_TABLE: on, but {cfg.DISTILLER.TYPE} takes the teacher's "
@@ -256,9 +256,11 @@ class Run:
         seconds = time.perf_counter() - start
         try:
             self._check_weights()
-            measured = self._evaluate()
-            yield from self._device()
-            test_metrics = numbers(measured)
+            test_metrics = {}
+            if epoch % self.cfg.LOG.EVAL_EVERY == 0 or epoch == solver.EPOCHS:
+                measured = self._evaluate()
+                yield from self._device()
+                test_metrics = numbers(measured)
         except RunError as error:
             raise RunError(f"after epoch {epoch}: {error}") from error
         return {
@@ -288,11 +290,12 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         batches = self.train_set.batches(index, view, sizes)
-        if self.tabled and answers is not None:
-            batches = self.tabled.follow(batches, answers.split(sizes))
+        rows = [None] * len(sizes) if answers is None else answers.split(sizes)
         autocast = build_autocast(self.cfg.SOLVER.AMP, self.device)
-        model = self.replica or self.distiller
-        yield from train_epoch(model, self.optimizer, batches, self.meter, autocast, drawn)
+        model, now = self.replica or self.distiller, self.distiller.schedule(epoch)
+        yield from train_epoch(
+            model, self.optimizer, zip(batches, rows, strict=True), self.meter, autocast, now, drawn
+        )
         self.world.merge(self.meter)
 
     def _device(self) -> Generator[None, None, None]:
@@ -314,14 +317,12 @@ class Run:
                 solver.BATCH_SIZE,
                 self.meter,
                 build_autocast(solver.AMP, self.device),
-                self.tabled,
                 classes,
                 self.draws,
             )
         except Exception as error:  # whatever a method does that a capture forbids
             reason = str(error).split("\n", 1)[0]
             print(f"{self.cfg.DISTILLER.TYPE} runs without a CUDA graph: {reason}")
-            self.distiller.settings = None
             return None
 
     def _planned(self, epoch: int) -> dict[str, float]:
@@ -401,7 +402,7 @@ class Run:
         whole = state["model"].items()
         student = {k.removeprefix("student."): v for k, v in whole if k.startswith("student.")}
         names = ["student_last"]
-        if record["best_epoch"] == epoch:
+        if record.get("best_epoch") == epoch:
             names.append("student_best")
         if epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
             names.append(f"student_{epoch}")

@@ -18,7 +18,7 @@ from ..engine.record import printable
 from .plan import RUNS, slug
 from .tables import Section
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
 WIDE = 48  # characters, of a cell that is prose
 SMALL = "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"
 TEX = {c: f"\\{c}" for c in "&%$#_{}"}
@@ -84,21 +84,23 @@ def latex(report: Report) -> str:
 
 def html(report: Report, pictures: list[tuple[str, bytes]]) -> str:
     """One page that needs nothing beside it; pictures are (caption, SVG)."""
-    template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True)
-    return template.render(
+    return PAGES.get_template("report.html.j2").render(
+        title=report.title,
         report=report,
         tables=[
             (heading, note, frame.to_html(index=False, border=0, classes=slug(heading)))
             for heading, note, frame in report.sections
         ],
-        pictures=[
-            (caption, f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}")
-            for caption, picture in pictures
-        ],
+        pictures=[(caption, embedded(picture)) for caption, picture in pictures],
         runs=[
             (f"../{RUNS}/{quote(run.name)}/", run) for run in report.runs.itertuples(index=False)
         ],
     )
+
+
+def embedded(picture: bytes) -> str:
+    """An SVG as a page holds it."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}"
 
 
 def drawn(figure: Figure, kind: str) -> bytes:

@@ -64,7 +64,10 @@ def pictures(
             figure = plots.schedule(study, records, student, key, label)
             add(f"{name}_{student}", f"{student}: {caption}", figure)
         for arm in study.arms:
-            figure = plots.dat_groups(study, records, student, arm)
+            jobs = [job for job in study.jobs if (job.student, job.arm) == (student, arm)]
+            figure = plots.dat_groups(
+                [records[job.name]["epochs"] for job in jobs if job.name in records]
+            )
             caption = f"{student}, {arm}: the groups of DAT, by their loss."
             add(f"dat_{slug(student)}_{slug(arm)}", caption, figure)
     try:

@@ -12,11 +12,11 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from ..config import SECTIONS, acts, as_pairs, leaves, load_cfg
+from ..config import SHARED, acts, as_pairs, load_cfg
 from ..errors import ConfigError, bare, brief
 from ..inert import effect, inert
 from ..packaged import beside
-from ..rules import NAME, PATH
+from ..settings import NAME, PATH, leaves
 from ..yaml_file import read_yaml
 
 KEYS = {
@@ -128,7 +128,7 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
     methods = dict.fromkeys(job.cfg.DISTILLER.TYPE for job in jobs)
     idle = [key for key in common if not any(acts(key, method) for method in methods)]
     if idle and not wrong:
-        known = ", ".join((*SECTIONS, *methods))
+        known = ", ".join((*sorted(SHARED), *methods))
         wrong = [f"{file}: {key}: is no key of {known}, so that no arm uses it" for key in idle]
     if wrong:
         raise ConfigError("\n".join(dict.fromkeys(wrong)))

@@ -1,6 +1,7 @@
 """The pictures of a report, each a matplotlib figure."""
 
 import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -12,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
-from ..pruning import pruned_count, pruning_mask
+from ..policies.lp import pruned_count, pruning_mask
 from .analysis import Findings, beyond, pairs
 from .plan import Study
 from .statistics import Difference, Summary
@@ -23,6 +24,7 @@ COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#5
 LINES = ["-", "--", "-.", ":"]
 STYLE: Any = {"font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
 WIDTH = 9.0  # inches
+Epochs = Sequence[Mapping[str, float]]  # of a run, as its record has them
 
 
 def forest(study: Study, runs: pd.DataFrame, findings: Findings) -> Figure | None:
@@ -81,18 +83,18 @@ def by_epoch(
     curves = _curves(study, records, student, key)
     if not curves:
         return None
-    last = max(series.shape[1] for series in curves.values())
+    last = max(epochs[-1] for epochs, _ in curves.values())
     first = last - last // 4
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH + 2, 5.0), layout="constrained")
         whole, late = figure.subplots(1, 2)
         ends = []
-        for arm, series in curves.items():
-            epochs, mean = np.arange(1, series.shape[1] + 1), series.mean(0)
-            style = _style(study, arm)
-            marker = "." if last < 8 else ""
+        for arm, (epochs, series) in curves.items():
+            mean, end = series.mean(0), epochs >= first
+            style = _style(study.arms.index(arm))
+            marker = "." if end.sum() < 3 else ""
             whole.plot(epochs, mean, lw=2, marker=marker, **style)
-            late.plot(epochs[first - 1 :], mean[first - 1 :], lw=2, marker=marker, **style)
+            late.plot(epochs[end], mean[end], lw=2, marker=marker, **style)
             if len(series) > 1:
                 sd = series.std(0, ddof=1)
                 low, high = (mean - sd).clip(0, most), (mean + sd).clip(0, most)
@@ -114,7 +116,7 @@ def schedule(
 ) -> Figure | None:
     """What is constant within an epoch, as it was in each; arms with the same share a line."""
     arms: dict[tuple[float, ...], list[str]] = {}
-    for arm, series in _curves(study, records, student, key).items():
+    for arm, (_, series) in _curves(study, records, student, key).items():
         arms.setdefault(tuple(series[0]), []).append(arm)
     if not arms:
         return None
@@ -131,7 +133,7 @@ def schedule(
                 lw=2,
                 clip_on=False,
                 label=label,
-                **_style(study, names[0]),
+                **_style(study.arms.index(names[0])),
             )
         axes.set_ylim(0, 1.05 * max(map(max, arms)) or 1)
         axes.set_ylabel(quantity)
@@ -141,17 +143,52 @@ def schedule(
     return figure
 
 
-def dat_groups(
-    study: Study, records: dict[str, dict[str, Any]], student: str, arm: str
-) -> Figure | None:
-    """The mean KL of the samples whose temperature DAT raised, lowered and left, by epoch."""
+def by_run(runs: Mapping[str, Epochs], keys: Mapping[str, str], *, steps: bool) -> Figure | None:
+    """What single runs had in each epoch, a panel for each figure that one of them has.
+
+    Args:
+        runs: by their names.
+        keys: the figures, and what their axes are called.
+        steps: they are constant within an epoch.
+    """
+    shown = [key for key in keys if any(key in epoch for run in runs.values() for epoch in run)]
+    if not shown:
+        return None
+    rows, columns = -(-len(shown) // 2), min(2, len(shown))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH + 2, 0.6 + 3.4 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, key in zip(panels, shown, strict=False):
+            for number, (name, epochs) in enumerate(runs.items()):
+                found = {epoch["epoch"]: epoch[key] for epoch in epochs if key in epoch}
+                look = _style(number) | {"drawstyle": "steps-mid" if steps else "default"}
+                look["marker"] = "." if len(found) < 3 else ""
+                axes.plot(list(found), list(found.values()), lw=2, label=name, **look)
+            axes.set_ylabel(keys[key])
+            _epochs(axes)
+            if key == "lr":
+                axes.set_yscale("log")
+            else:
+                axes.set_ylim(bottom=0)
+        for axes in panels[len(shown) :]:
+            axes.remove()
+        if len(runs) > 1:
+            lines, names = panels[0].get_legend_handles_labels()
+            figure.legend(
+                lines, names, loc="outside upper center", ncols=2, frameon=False, fontsize=11
+            )
+    return figure
+
+
+def dat_groups(runs: Sequence[Epochs]) -> Figure | None:
+    """The mean KL of the samples whose temperature DAT raised, lowered and left, by epoch.
+
+    Args:
+        runs: equally long; of several it is the mean.
+    """
     names = ("dat_raised_kl", "dat_lowered_kl", "dat_kl", "dat_raised", "dat_lowered")
-    epochs = [
-        records[job.name]["epochs"]
-        for job in study.jobs
-        if (job.student, job.arm) == (student, arm) and job.name in records
-        if all(records[job.name]["epochs"][-1].get(name) for name in (*names, "dat_images"))
-    ]
+    needed = (*names, "dat_images")
+    epochs = [run for run in runs if run and all(run[-1].get(name) for name in needed)]
     if not epochs:
         return None
     raised_kl, lowered_kl, kl, raised, lowered = (
@@ -248,19 +285,19 @@ def _row(axes: Axes, place: int, values: Any, found: Summary | Difference | None
 
 def _curves(
     study: Study, records: dict[str, dict[str, Any]], student: str, key: str
-) -> dict[str, np.ndarray]:
-    """Arm -> a metric of its runs that have it, (runs, epochs)."""
-    found: dict[str, list[list[float]]] = {arm: [] for arm in study.arms}
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Arm -> a metric of its runs that have it: the epochs, (E,), and its values, (runs, E)."""
+    found: dict[str, list[pd.Series]] = {arm: [] for arm in study.arms}
     for job in study.jobs:
         if job.student == student and job.name in records:
-            epochs = records[job.name]["epochs"]
-            if key in epochs[-1]:
-                found[job.arm].append([epoch[key] for epoch in epochs])
-    return {arm: np.asarray(values) for arm, values in found.items() if values}
+            values = {e["epoch"]: e[key] for e in records[job.name]["epochs"] if key in e}
+            if values:
+                found[job.arm].append(pd.Series(values))
+    frames = {arm: pd.concat(runs, axis=1).dropna() for arm, runs in found.items() if runs}
+    return {arm: (frame.index.to_numpy(), frame.to_numpy().T) for arm, frame in frames.items()}
 
 
-def _style(study: Study, arm: str) -> dict[str, Any]:
-    number = study.arms.index(arm)
+def _style(number: int) -> dict[str, Any]:
     line = LINES[(number // 2 + number // len(COLOURS)) % len(LINES)]
     return {"color": COLOURS[number % len(COLOURS)], "ls": line}
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from ..config import leaves
 from ..engine.environment import CONDITIONS, changes
 from ..engine.folder import differences, plain
 from ..engine.record import printable, read_record
 from ..errors import ConfigError, RunError, brief
+from ..settings import leaves
 from .plan import RUNS, Study
 
 METRICS = {
@@ -100,6 +100,7 @@ def conditions(record: dict[str, Any]) -> dict[str, Any]:
         for key, value in leaves(record["config"][section], f"{section}."):
             if key not in ("SOLVER.SEED", "DATASET.ROOT", "DATASET.NUM_WORKERS"):
                 found[key] = value
+    found["LOG.EVAL_EVERY"] = record["config"]["LOG"].get("EVAL_EVERY", 1)  # new, and once 1
     return found
 
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ..config import leaves
 from ..engine.environment import CONDITIONS
 from ..engine.folder import PLACES, plain
+from ..settings import leaves
 from .analysis import Arm, Findings, beyond
 from .plan import Study
 from .statistics import ALPHA, BCA_PAIRS, EXACT, MOST_PAIRS, RESAMPLES, Difference

@@ -1,7 +1,8 @@
 """A teacher that answers from its table, and which methods can live with that."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..data import Batch
 
 
 class TabledTeacher:
-    """Lets a teacher answer for the batch of the moment from the table; nobody else notices.
+    """Lets a teacher answer from the table in a method of the toolkit, which calls it.
 
     It takes the place of the network's `forward`, so that state dict and modules stay. For any
     other image, and for features, the network runs.
@@ -26,11 +27,11 @@ class TabledTeacher:
         self.image: Tensor | None = None
         teacher.forward = self  # type: ignore[method-assign, assignment]
 
-    def follow(self, batches: Iterable[Batch], logits: Iterable[Tensor]) -> Iterator[Batch]:
-        """The batches, with the logits of each ready while it is the batch of the moment."""
-        for batch, rows in zip(batches, logits, strict=True):
-            self.image, self.rows = batch.image, rows
-            yield batch
+    @contextmanager
+    def answering(self, image: Tensor, rows: Tensor) -> Iterator[None]:
+        """Within it, images (B, 3, H, W) have these logits (B, C)."""
+        self.image, self.rows = image, rows
+        yield
         self.image = None
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Mapping[str, Any]]:
@@ -90,6 +91,6 @@ def features_taken(distiller: nn.Module, batch: Batch) -> set[str]:
         logits = trial.teacher(batch.image)[0].detach()
         tabled.live_calls = 0
         student.forward = watched
-        for current in tabled.follow([batch], [logits]):
-            trial(image=current.image, target=current.target, index=current.index, epoch=1)
+        with tabled.answering(batch.image, logits):
+            trial(image=batch.image, target=batch.target, index=batch.index, epoch=1)
     return asked | ({"teacher"} if tabled.live_calls else set())

@@ -4,14 +4,15 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from ..config import get_cfg, leaves
+from ..distillers import RECIPES
 from ..errors import ConfigError
+from ..settings import leaves
 
 METHODS = ("DKD_EAT", "DKD_DAT", "DKD_LP")
 SOURCES = Path(__file__).with_name("upstream")
 SHARED = "from .dkd_loss import dkd_loss\n"  # in each source; its text takes this line's place
 
-CONTROLS = ("GROUPS", "CLASSES")  # for studies here; they change nothing by default
+CONTROLS = ("GROUPS", "CLASSES", "MODE")  # for studies here; they change nothing by default
 REGISTRY = "mdistiller/distillers/__init__.py"
 CONFIG = "mdistiller/engine/cfg.py"
 
@@ -42,8 +43,7 @@ def plan(checkout: Path, configs: Path) -> dict[Path, str]:
             raise ConfigError(f"{present} is there already and differs")
         if not present.exists():
             changes[present] = text
-    defaults = get_cfg()
-    config = {name: (name, _config_lines(name, defaults[name])) for name in METHODS}
+    config = {name: (name, _config_lines(name, RECIPES[name].node())) for name in METHODS}
     imports = {name: (f"import {name}\n", f"from .{name} import {name}\n") for name in METHODS}
     entries = {name: (f'"{name}"', f'    "{name}": {name},\n') for name in METHODS}
     for path, edits in (

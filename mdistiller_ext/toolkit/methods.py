@@ -14,7 +14,9 @@ from yacs.config import CfgNode
 from ..data.contrastive import ContrastiveSampler
 from ..errors import ConfigError, RunError
 from ..files import code_hash
+from ..policies import Context
 from ..seeding import epoch_generator
+from ..teacher import TabledTeacher
 from .locate import import_toolkit
 
 # What DISTILLER.FIX_UPSTREAM mends, by method.
@@ -80,12 +82,22 @@ def build_toolkit_distiller(
 
 def _adapted(cls: Any) -> Any:
     class Adapted(cls):
+        coupled = ""
+
         def schedule(self, epoch: int) -> dict[str, float]:
             return {}
 
-        def forward_train(self, **kwargs: Any) -> Any:
+        tabled: TabledTeacher | None = None
+
+        def forward_train(self, *, context: Context | None = None, **kwargs: Any) -> Any:
+            answers = context and context.answers
+            if answers is not None and self.tabled is None:
+                self.tabled = TabledTeacher(self.teacher)
             try:
-                return super().forward_train(**kwargs)
+                if answers is None or self.tabled is None:
+                    return super().forward_train(**kwargs)
+                with self.tabled.answering(kwargs["image"], answers):
+                    return super().forward_train(**kwargs)
             except torch.linalg.LinAlgError as error:  # KDSVD, once the weights are not finite
                 reason = str(error).splitlines()[0]
                 mended = "; DISTILLER.FIX_UPSTREAM True mends it" if cls.__name__ in FIXES else ""

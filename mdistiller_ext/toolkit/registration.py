@@ -1,16 +1,16 @@
 """Our methods in the toolkit's registry and config."""
 
-from ..config import get_cfg
-from ..distillers import DKD, DKD_DAT, DKD_EAT, DKD_EAT_DAT_LP, DKD_LP
+from ..distillers import METHODS, RECIPES
 from ..errors import ConfigError
 from .locate import import_toolkit
 
-METHODS: tuple[type[DKD], ...] = (DKD_EAT, DKD_DAT, DKD_LP, DKD_EAT_DAT_LP)
-FOR_FILES = ("SOURCE", "TEACHER_CFG")  # keys of DISTILLER that some of our YAML files have
+NAMES = ("DKD_EAT", "DKD_DAT", "DKD_LP", "DKD_EAT_DAT_LP", "LOGIT")
+# Keys of DISTILLER that some of our YAML files have, and what they are by default.
+FOR_FILES = {"SOURCE": "auto", "TEACHER_CFG": ""}
 
 
 def register() -> None:
-    """Add DKD_EAT, DKD_DAT, DKD_LP and DKD_EAT_DAT_LP to the importable mdistiller.
+    """Add DKD_EAT, DKD_DAT, DKD_LP, DKD_EAT_DAT_LP and LOGIT to the importable mdistiller.
 
     Afterwards its `distiller_dict` has a class for each, a subclass of its own `Distiller`, and its
     `CFG` a node for each. DISTILLER.SOURCE and DISTILLER.TEACHER_CFG are added too, for the files
@@ -21,26 +21,23 @@ def register() -> None:
             something else, or its config is frozen. Nothing was changed then.
     """
     _, base, registry, config = import_toolkit()
-    ours = get_cfg()
     missing = []
-    for method in METHODS:
-        found = registry.get(method.TYPE)
-        if found is None and method.TYPE not in config:
-            missing.append(method)
-        elif found is None or not issubclass(found, method):
+    for name in NAMES:
+        found = registry.get(name)
+        if found is None and name not in config:
+            missing.append(name)
+        elif found is None or not issubclass(found, METHODS[name]):
             raise ConfigError(
-                f"mdistiller has something else of the name {method.TYPE}: "
-                f"{found or 'a config node'}"
+                f"mdistiller has something else of the name {name}: {found or 'a config node'}"
             )
     if not missing:
         return
     if config.is_frozen():
         raise ConfigError("mdistiller's config is frozen: call register() before it is")
-    for method in missing:
+    for name in missing:
         # Ours comes first: the toolkit's base gives its type, and nothing of its behaviour.
-        registry[method.TYPE] = type(
-            method.__name__, (method, base), {"__doc__": method.__doc__, "__module__": __name__}
-        )
-        config[method.TYPE] = ours[method.TYPE]
-    for key in FOR_FILES:
-        config.DISTILLER.setdefault(key, ours.DISTILLER[key])
+        ours = METHODS[name]
+        registry[name] = type(name, (ours, base), {"__doc__": ours.__doc__, "__module__": __name__})
+        config[name] = RECIPES[name].node()
+    for key, default in FOR_FILES.items():
+        config.DISTILLER.setdefault(key, default)

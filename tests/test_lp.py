@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mdistiller_ext.pruning import epoch_ratio, pruned_count, pruning_mask
+from mdistiller_ext.policies.lp import epoch_ratio, pruned_count, pruning_mask
 
 RATIOS = [0.0, 0.13, 0.27, 0.4]
 

@@ -4,12 +4,13 @@ import pytest
 from conftest import ROOT
 
 from mdistiller_ext import get_cfg
-from mdistiller_ext.config import leaves, load_cfg
+from mdistiller_ext.config import RULES, load_cfg, rule_of
 from mdistiller_ext.data import FACTS, get_dataset
 from mdistiller_ext.errors import ConfigError
-from mdistiller_ext.rules import RULES, rule_of
+from mdistiller_ext.settings import leaves
 from mdistiller_ext.toolkit.locate import import_toolkit
 from mdistiller_ext.toolkit.methods import toolkit_node
+from mdistiller_ext.toolkit.rules import RULES as TOOLKIT_RULES
 
 
 def keys_of_the_toolkit() -> dict:
@@ -18,17 +19,14 @@ def keys_of_the_toolkit() -> dict:
     return {key: value for node in nodes for key, value in leaves(node)}
 
 
-def used(keys) -> set[str]:
-    """The entries of the table that would be used."""
-    return {key if key in RULES else key.rsplit(".", 1)[-1] for key in keys}
+def test_every_key_of_ours_has_a_rule_and_every_rule_a_key():
+    assert set(dict(leaves(get_cfg()))) == set(RULES)
 
 
-def test_every_key_of_ours_has_a_rule():
-    assert used(dict(leaves(get_cfg()))) <= set(RULES)
-
-
-def test_every_key_has_a_rule_and_every_rule_a_key(toolkit):
-    assert used({**dict(leaves(get_cfg())), **keys_of_the_toolkit()}) == set(RULES)
+def test_every_key_of_the_toolkit_has_a_rule_and_every_rule_a_key(toolkit):
+    keys = keys_of_the_toolkit().keys() - RULES.keys()
+    used = {key if key in TOOLKIT_RULES else key.rsplit(".", 1)[-1] for key in keys}
+    assert used == set(TOOLKIT_RULES)
 
 
 def test_the_toolkits_defaults_are_allowed(toolkit):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mdistiller_ext.temperature import epoch_temperature, sample_temperature
+from mdistiller_ext.policies.dat import sample_temperature
+from mdistiller_ext.policies.eat import epoch_temperature
 
 
 def schedule(epochs, temperature=4.0, spread=0.4, step_epochs=10):

@@ -1,0 +1,143 @@
+"""List the methods with what they are made of, or show the page of one, a loss or a policy.
+
+%(prog)s
+%(prog)s DKD_LP
+%(prog)s --markdown              # all pages: docs/methods.md
+"""
+
+import argparse
+from inspect import cleandoc
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..distillers import Recipe
+    from ..settings import Settings
+
+HEAD = """# Methods
+
+Written by `mdistiller-ext methods --markdown` from the code. A method is a *loss*, which compares
+the logits of student and teacher, and *policies*, which say over which classes, at which
+temperatures and with which weights. Its total is
+
+`CE_WEIGHT cross_entropy(z_s, y) + min(epoch / WARMUP, 1) KD_WEIGHT mean_i(w_i f_i loss_i)`
+
+with a factor `f_i` that belongs to the loss, as T², and the product `w_i` of the weights that
+policies and loss give to a sample. Policies act in this order, whatever the order in a config:
+classes, base temperature, statistic of the temperature, spread over the batch, weights.
+
+`z_s`, `z_t`: logits of student and teacher. `y`: label. KL is in nats, from the teacher to the
+student. All losses are computed in log space and in float32 or better, and are finite with finite
+gradients: [exactness.md](exactness.md).
+"""
+
+ANY = """Any loss with any policies is a method, without a line of code:
+
+```yaml
+DISTILLER: {TYPE: LOGIT, TEACHER: resnet56, STUDENT: resnet8}
+LOGIT: {LOSS: TTM, POLICIES: [EAT, LP], T: 4.0, KD_WEIGHT: 7.0, LP: {RATIOS: [0.0, 0.4]}}
+```
+
+Each loss and policy has a section of its own in LOGIT for its settings. Settings of parts that are
+not named are refused, and so is what is not well defined, with the reason. A number beside a loss
+means that a policy does not go with it:
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?")
+    parser.add_argument("--markdown", action="store_true", help="all pages, as Markdown")
+
+
+def main(args: argparse.Namespace) -> None:
+    from ..distillers import RECIPES
+    from ..losses import LOSSES
+    from ..policies import POLICIES
+
+    parts: dict[str, Any] = {**POLICIES, **LOSSES}
+    if args.markdown:
+        print(markdown(), end="")
+    elif args.name is None:
+        for name, recipe in RECIPES.items():
+            print(f"{name:<16}{made_of(recipe)}")
+    elif args.name in RECIPES and RECIPES[args.name].loss:
+        recipe = RECIPES[args.name]
+        print(f"{args.name}: {made_of(recipe)}\n\n{settings_of(recipe)}")
+        for part in (recipe.loss, *recipe.policies):
+            print(f"\n{part}: {cleandoc(parts[part].__doc__)}")
+    elif args.name in parts:
+        print(f"{cleandoc(parts[args.name].__doc__)}\n\n{table(parts[args.name])}")
+    else:
+        known = ", ".join(sorted({*RECIPES, *parts}))
+        raise ConfigError(f"{args.name}: no method, loss or policy, expected one of {known}")
+
+
+def made_of(recipe: "Recipe") -> str:
+    return " + ".join([recipe.loss, *recipe.policies]) if recipe.loss else "any loss and policies"
+
+
+def settings_of(recipe: "Recipe") -> str:
+    """The node of a method with its defaults, on one line."""
+    from ..settings import leaves
+
+    return ", ".join(f"{key} {value!r}" for key, value in leaves(recipe.node()))
+
+
+def table(part: "type[Settings]") -> str:
+    rows = ["| setting | default | allowed | |", "|---|---|---|---|"]
+    meanings, defaults = part.meanings(), part.defaults()
+    for key, (_, text) in part.rules().items():
+        rows.append(f"| `{key}` | `{defaults[key]!r}` | {text} | {meanings[key]} |")
+    return "\n".join(rows) if defaults else "No settings."
+
+
+def markdown() -> str:
+    """All pages: every method, loss and policy, and what goes with what."""
+    from ..distillers import RECIPES
+    from ..losses import LOSSES
+    from ..policies import POLICIES, SLOTS
+
+    lines = [HEAD, "## By name", "", "| `DISTILLER.TYPE` | made of | node | settings from |"]
+    lines.append("|---|---|---|---|")
+    for name, recipe in RECIPES.items():
+        if recipe.loss:
+            row = f"{made_of(recipe)} | {settings_of(recipe)} | {recipe.source}"
+            lines.append(f"| `{name}` | {row} |")
+    lines += ["", "## LOGIT: any loss with any policies", "", ANY, combinations(), ""]
+    lines.append("# Losses\n")
+    for name, loss in sorted(LOSSES.items()):
+        lines.append(f"## {name}\n\n{cleandoc(loss.__doc__ or '')}\n\n{table(loss)}\n")
+    lines.append("# Policies\n")
+    for name, policy in sorted(POLICIES.items()):
+        sets = f"Sets {SLOTS[policy().slot]}."
+        lines.append(
+            f"## {name}\n\n{cleandoc(policy.__doc__ or '')}\n\n{sets}\n\n{table(policy)}\n"
+        )
+    return "\n".join(lines)
+
+
+def combinations() -> str:
+    """What combines with what, at default settings."""
+    from ..distillers.recipes import Composition, Weights
+    from ..losses import LOSSES
+    from ..policies import POLICIES
+
+    notes: dict[str, int] = {}
+
+    def cell(loss: str, policy: str) -> str:
+        reason = Composition(Weights(), LOSSES[loss](), (POLICIES[policy](),)).conflict
+        return f"{notes.setdefault(reason, len(notes) + 1)}" if reason else ""
+
+    policies = sorted(POLICIES)
+    rows = [f"| | {' | '.join(policies)} |", "|---" * (len(policies) + 1) + "|"]
+    for loss in sorted(LOSSES):
+        rows.append(f"| **{loss}** | {' | '.join(cell(loss, p) for p in policies)} |")
+    rows += ["", *(f"{number}. {reason}." for reason, number in notes.items())]
+    owners: dict[str, list[str]] = {}
+    for name, policy in POLICIES.items():
+        owners.setdefault(policy().slot, []).append(name)
+    for slot, names in owners.items():
+        if len(names) > 1 and slot != "weight":
+            rows.append(f"\nOf {', '.join(names)} one can be chosen.")
+    return "\n".join(rows)

@@ -1,0 +1,102 @@
+"""The one distiller of logits: a loss, policies, and what they are weighted by."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from ..errors import ConfigError
+from ..losses import Pair
+from ..policies import SLOTS, Context, RunFacts
+from .base import Distiller
+from .recipes import Recipe
+
+
+class Logit(Distiller):
+    """CE_WEIGHT CE(z_s, y) + min(epoch / WARMUP, 1) KD_WEIGHT mean_i w_i f_i loss_i.
+
+    f_i is the loss's factor, usually the squared temperature, and stands inside the mean, w_i the
+    product of the weights that the loss and the policies give. Policies act in the order of their
+    slots, whatever the order in the config.
+    """
+
+    RECIPE: Recipe
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
+        super().__init__(student, teacher)
+        composed = self.RECIPE.read(cfg[self.TYPE])
+        if composed.conflict:
+            raise ConfigError(f"{self.TYPE}: this combination is not allowed: {composed.conflict}")
+        self.weights, self.loss, self.policies = composed
+        self.run = RunFacts(cfg.SOLVER.EPOCHS, cfg.SOLVER.BATCH_SIZE, self.weights.T)
+        self.acts = [(policy, policy.build(self.run)) for policy in self.policies]
+        # What has parameters or a state is part of the state dict.
+        self.learned = nn.ModuleDict(
+            {type(p).__name__: act for p, act in self.acts if isinstance(act, nn.Module)}
+        )
+        if self.loss.coupled:
+            self.coupled = f"{type(self.loss).__name__} compares samples with each other"
+
+    def get_learnable_parameters(self) -> list[nn.Parameter]:
+        return [*super().get_learnable_parameters(), *self.learned.parameters()]
+
+    def get_extra_parameters(self) -> int:
+        return sum(p.numel() for p in self.learned.parameters())
+
+    def schedule(self, epoch: int) -> dict[str, float]:
+        settings = {"temperature": self.weights.T}
+        if self.weights.WARMUP > 1:
+            settings = {"warmup": min(epoch / self.weights.WARMUP, 1.0), **settings}
+        for policy in self.policies:
+            settings |= policy.schedule(epoch, self.run)
+        return settings
+
+    def draws(self, classes: int) -> int:
+        return sum(policy.draws(classes) for policy in self.policies)
+
+    def pair(self, student: Tensor, teacher: Tensor, target: Tensor, context: Context) -> Pair:
+        """What the loss compares: logits (B, C) with classes, temperatures and weights."""
+        base = context.now["temperature"]
+        pair = Pair(student, teacher, target, tau_s=base, tau_t=base, tau=base)
+        context, at = context._replace(value=self.value), 0
+        for slot in SLOTS:
+            if slot == "statistic":
+                pair = self.loss.temperatures(pair)
+            for policy, act in self.acts:
+                if policy.slot == slot:
+                    own, at = at, at + policy.draws(student.shape[1])
+                    drawn = None if context.drawn is None else context.drawn[:, own:at]
+                    pair = act(pair, context._replace(drawn=drawn))
+        pair = pair.settled()
+        weight = self.loss.weight(pair)
+        return pair if weight is None else pair.weighted(weight)
+
+    def value(self, pair: Pair) -> Tensor:
+        """The distillation loss of each sample, (B,), with its factor and without weights."""
+        pair = pair.settled()
+        loss = self.loss(pair)
+        return self.loss.factor(pair, self.weights.T) * loss
+
+    def forward_train(
+        self, *, image: Tensor, target: Tensor, context: Context, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        logits, teacher = self.logits(image, context)
+        pair = self.pair(logits, teacher, target, context)
+        loss_kd = self.value(pair)  # before the cross-entropy: gradients are added in this order
+        self.monitor = dict(pair.seen)
+        if pair.weight is not None:
+            loss_kd = pair.weight * loss_kd
+            self.monitor["kd_weight"] = pair.weight.sum()
+        if "warmup" in context.now:
+            loss_kd = context.now["warmup"] * loss_kd
+        return logits, {
+            "loss_ce": self.weights.CE_WEIGHT * F.cross_entropy(logits, target),
+            "loss_kd": self.weights.KD_WEIGHT * loss_kd.mean(),
+        }
+
+
+def method(name: str, recipe: Recipe) -> type[Logit]:
+    """The class of a method, by its name and what it is made of."""
+    doc = f"{name}: {recipe.loss or 'any loss'} with {', '.join(recipe.policies) or 'no policy'}."
+    return type(name, (Logit,), {"TYPE": name, "RECIPE": recipe, "__doc__": doc})

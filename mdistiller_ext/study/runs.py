@@ -1,0 +1,47 @@
+"""Single runs as one page of pictures, which needs no study around them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from . import plots
+from .formats import PAGES, drawn, embedded
+from .pictures import SCHEDULES
+
+
+def page(runs: Mapping[str, dict[str, Any]], facts: Mapping[str, Mapping[str, str]]) -> str:
+    """HTML that needs nothing beside it: what the runs are, and their figures by epoch.
+
+    Args:
+        runs: records, by the names that the page gives them; also of runs that go on or failed.
+        facts: of each run the lines that say what it is and how far.
+    """
+    histories = {name: record["epochs"] for name, record in runs.items()}
+    firsts = [key for epochs in histories.values() for epoch in epochs[:1] for key in epoch]
+    losses = {key: key for key in firsts if key.startswith("loss")}
+    top1 = {"train_top1": "training top-1, %", "test_top1": "test top-1, %"}
+    schedules = {"lr": "learning rate", "warmup": "share of the distillation loss's weight"}
+    schedules |= {key: label for _, key, label, _ in SCHEDULES}
+    figures = {
+        "The loss in training and its terms, means over the images of an epoch.": plots.by_run(
+            histories, losses, steps=False
+        ),
+        "Accuracy: in training on augmented images, while the weights change; on the test set "
+        "after the epoch.": plots.by_run(histories, top1, steps=False),
+        "What was constant within an epoch.": plots.by_run(histories, schedules, steps=True),
+    }
+    for name, epochs in histories.items():
+        figures[f"{name}: the groups of DAT, by their loss."] = plots.dat_groups([epochs])
+    return PAGES.get_template("runs.html.j2").render(
+        title=next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs",
+        facts=facts,
+        pictures=[
+            (caption, embedded(drawn(figure, "svg")))
+            for caption, figure in figures.items()
+            if figure
+        ],
+        configs={
+            name: yaml.safe_dump(record["config"], sort_keys=False) for name, record in runs.items()
+        },
+    )
