@@ -91,10 +91,12 @@ def discard_parts(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def save(content: dict[str, Any], path: Path, previous: Path | None = None) -> None:
+def save(content: dict[str, Any], *paths: Path, previous: Path | None = None) -> None:
+    """Write it as each of these files, as `write_atomically` does."""
     buffer = io.BytesIO()  # torch.save would not say that a disk is full
     torch.save(content, buffer)
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()), previous)
+    for path in paths:
+        write_atomically(path, lambda file: file.write(buffer.getbuffer()), previous)
 
 
 def read(path: Path) -> bytes:

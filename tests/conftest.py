@@ -199,6 +199,29 @@ def signal_at(epoch, step, signum=signal.SIGTERM):
         signal.signal(signum, before)
 
 
+# What waits for the device, if it is a GPU.
+WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "masked_select", "unique", "__bool__")
+WAITS += ("__float__", "__int__", "__index__", "__iter__")
+
+
+@contextmanager
+def reads():
+    """The calls within it of what waits for a tensor's values, in order."""
+    called = []
+
+    def watched(name, live):
+        def call(*args, **kwargs):
+            called.append(name)
+            return live(*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in WAITS:
+            patch.setattr(torch.Tensor, name, watched(name, getattr(torch.Tensor, name)))
+        yield called
+
+
 def weights(folder):
     return torch.load(folder / "student_last", weights_only=True)["model"]
 

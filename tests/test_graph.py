@@ -4,7 +4,7 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
-from conftest import CPU, ROOT
+from conftest import CPU, ROOT, reads
 
 from mdistiller_ext import cifar_model_dict, distiller_dict
 from mdistiller_ext.config import load_cfg
@@ -68,6 +68,21 @@ def test_device_steps_are_the_plain_loop(name, with_table):
     assert plain == device and plain[0][1:] == (22, 3)
     assert all(torch.equal(value, others[key]) for key, value in weights.items())
     assert calls == on_device == (0 if with_table else 12)
+
+
+def test_a_meter_is_read_at_once():
+    """Counts come back as whole numbers."""
+    meter = Meter(1, 2)
+    losses = {"loss_ce": torch.tensor(1.5), "loss_kd": torch.tensor(0.25)}
+    monitor = {"dat_kl": torch.tensor(0.5), "dat_images": torch.tensor(3)}
+    meter.update(torch.tensor([0, 1, 1]), torch.eye(3), losses, monitor)
+    meter.count(3)
+    with reads() as waited:
+        found = meter.read()
+    assert waited.count("cpu") == 1
+    means = {"loss": 1.75, "loss_ce": 1.5, "loss_kd": 0.25, "train_top1": 100 * 2 / 3}
+    assert found == {**means, "dat_kl": 0.5, "dat_images": 3}
+    assert type(found["dat_images"]) is int
 
 
 def test_a_method_that_counts_on_the_epoch_is_refused():

@@ -148,7 +148,7 @@ def test_an_interrupted_run_says_how_to_go_on(tool, workdir, monkeypatch):
     def interrupt(run):
         if run.history:
             raise KeyboardInterrupt
-        return {"top1": 10.0}
+        return {"top1": torch.tensor(10.0)}
 
     monkeypatch.setattr("mdistiller_ext.engine.run.Run._evaluate", interrupt)
     status, _, stderr = tool("train", "--cfg", DIGITS, "EXPERIMENT.NAME", "r")

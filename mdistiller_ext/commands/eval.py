@@ -31,7 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     from ..config import get_cfg, rule_of
     from ..data import get_dataset
-    from ..engine import performance, pick_device, predict
+    from ..engine import numbers, performance, pick_device, predict
     from ..models import build_network, checked
     from ..teacher import fetch_weights, find_weights, load_into, load_weights
 
@@ -55,7 +55,8 @@ def main(args: argparse.Namespace) -> None:
     model = checked(built, args.model, "--model", test.classes, test.side)
     load_into(model, load_weights(file), args.model)
     test = test.to(device)
-    metrics = performance(predict(model.to(device), test, args.batch_size), test.targets)
+    logits = predict(model.to(device), test, args.batch_size)
+    metrics = numbers(performance(logits, test.targets))
     if args.json:
         print(
             json.dumps({"model": args.model, "file": str(file), "dataset": args.dataset, **metrics})

@@ -1,7 +1,7 @@
 """Training and evaluating: the loop, its checkpoints and records."""
 
 from .build import pick_device
-from .evaluation import fidelity, performance, predict
+from .evaluation import fidelity, numbers, performance, predict
 from .folder import default_name, resumed_name
 from .replicas import World
 from .stop import StopSignals

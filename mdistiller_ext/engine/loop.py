@@ -97,7 +97,10 @@ class Meter:
         Raises:
             RunError: a loss was not finite; it names the first such step and its terms.
         """
-        terms = self.terms[: self.step].double().cpu()
+        # One transfer; counts stay exact in float64.
+        parts = [self.terms.flatten(), *(total[None] for total in self.totals.values())]
+        read = torch.cat([part.double() for part in parts]).cpu()
+        terms = read[: self.terms.numel()].view_as(self.terms)[: self.step]
         bad = (~terms.isfinite().all(dim=1)).nonzero()
         if len(bad):
             step = int(bad[0])
@@ -110,7 +113,12 @@ class Meter:
             )
         weights = torch.tensor(self.sizes, dtype=torch.float64) / self.images
         means = dict(zip(self.names, (weights @ terms).tolist(), strict=True))
-        sums = {name: total.item() for name, total in self.totals.items()}
+        sums = {
+            name: value if total.is_floating_point() else int(value)
+            for (name, total), value in zip(
+                self.totals.items(), read[self.terms.numel() :].tolist(), strict=True
+            )
+        }
         top1 = 100 * sums.pop("correct") / self.images
         return {"loss": math.fsum(means.values()), **means, "train_top1": top1, **sums}
 

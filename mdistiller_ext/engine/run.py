@@ -29,7 +29,7 @@ from .build import (
     takes_features,
 )
 from .environment import changes, environment
-from .evaluation import fidelity, performance, predict
+from .evaluation import fidelity, numbers, performance, predict
 from .events import Events, Progress
 from .folder import LATEST, check_history, fitting, plain, restore, save_state
 from .graph import DeviceSteps
@@ -37,6 +37,7 @@ from .loop import Meter, learning_rate, train_epoch
 from .record import method_facts, peak_memory, summary, write_record
 from .replicas import Replica
 from .shared import Shared
+from .writer import Writer, snapshot
 
 
 class Finished(NamedTuple):
@@ -67,6 +68,7 @@ class Run:
         self.alone = shared.together == 1
         self.device = device = shared.device
         self.shared, self.stop, self.world = shared, shared.stop, shared.world
+        self.writer = Writer()
         self.history: list[dict[str, float]] = []
         for line in inert(cfg):
             print(f"warning: {line}")
@@ -102,6 +104,7 @@ class Run:
         self.draws = self.distiller.draws(self.train_set.classes) if ours else 0
         steps = -(-len(self.train_set) // cfg.SOLVER.BATCH_SIZE)
         self.meter = Meter(len(self.history) + 1, steps)
+        self.kept = len(self.history)  # epochs that `latest` holds
         self.replica = None
         if self.world.size > 1:
             self.replica = Replica(self.distiller, self.world, cfg.SOLVER.SYNC_BN)
@@ -129,9 +132,9 @@ class Run:
                 if source(cfg.DISTILLER) == "ext"
                 else evaluate()  # a method of the toolkit may change its teacher
             )
-        self.record: dict[str, Any] = {
+        self.record: dict[str, Any] = {}
+        self.facts = {
             "name": folder.name,
-            "status": "running",
             "seed": cfg.SOLVER.SEED,
             "environments": self._sessions(state),
             "method": method_facts(cfg.DISTILLER),
@@ -183,12 +186,10 @@ class Run:
         self._write_record("running")
         try:
             for epoch in range(first, cfg.SOLVER.EPOCHS + 1):
-                metrics = yield from self._epoch(epoch, progress)
+                self.history.append((yield from self._epoch(epoch, progress)))
                 self.meter.start(epoch + 1)
                 self.spent = 0.0
-                self._save([*self.history, metrics])
-                self.history.append(metrics)
-                self._write_record("running")
+                self._save()
                 if events:
                     events.add(self.history[-1])
                     progress.close(self.history[-1])
@@ -196,13 +197,18 @@ class Run:
                 self.stop.signum = self.world.tell(self.stop.signum)
                 if epoch < cfg.SOLVER.EPOCHS:
                     self.stop.check()
+            self.writer.wait()
             self._write_record("finished")
         except BaseException as error:
             stopped, step = isinstance(error, (KeyboardInterrupt, GeneratorExit)), 0
             with suppress(RunError):  # a full disk must not hide what happened first
+                try:
+                    self.writer.wait()
+                finally:
+                    del self.history[self.kept :]
                 if self.meter.step and isinstance(error, (Stopped, GeneratorExit)):
                     self._check_weights()
-                    save_state(self._state(self.history), self.folder)
+                    save_state(self._state(), self.folder)
                     step = self.meter.step
                 self._write_record("interrupted" if stopped else "failed", error=str(error))
             kept = f"{self.folder} keeps the state after {self._progress(step)}"
@@ -242,13 +248,19 @@ class Run:
         for _ in self._steps(epoch, planned["lr"], index, view, answers, drawn, rest):
             progress(self.meter)
             self.spent = time.perf_counter() - start
+            self.writer.check()
             self._stop_here()
             yield
+        yield from self._device()
         train_metrics = self.meter.read()
         seconds = time.perf_counter() - start
         try:
             self._check_weights()
-            test_metrics = self._evaluate() if self._evaluated(epoch) else {}
+            test_metrics = {}
+            if epoch % self.cfg.LOG.EVAL_EVERY == 0 or epoch == solver.EPOCHS:
+                measured = self._evaluate()
+                yield from self._device()
+                test_metrics = numbers(measured)
         except RunError as error:
             raise RunError(f"after epoch {epoch}: {error}") from error
         return {
@@ -285,6 +297,14 @@ class Run:
             model, self.optimizer, zip(batches, rows, strict=True), self.meter, autocast, now, drawn
         )
         self.world.merge(self.meter)
+
+    def _device(self) -> Generator[None, None, None]:
+        """Until the device has done what it was given; meanwhile it is other runs' turn."""
+        if self.device.type == "cuda":
+            done = torch.cuda.Event()
+            done.record()
+            while not done.query():
+                yield
 
     def _capture(self) -> DeviceSteps | None:
         """The step as a CUDA graph, or None for a method that does not allow it."""
@@ -328,31 +348,27 @@ class Run:
     def _check_weights(self) -> None:
         """What the last step broke shows in no loss, and not always in the evaluation: a batch
         norm whose variance is infinite gives finite logits."""
-        state = self._trained()
-        finite = torch.stack([tensor.isfinite().all() for tensor in state.values()]).tolist()
+        state = {k: v for k, v in self._trained().items() if v.is_floating_point()}
+        largest = torch.stack(torch._foreach_norm(list(state.values()), math.inf))  # NaN counts
+        finite = largest.isfinite().tolist()
         bad = [name for name, good in zip(state, finite, strict=True) if not good]
         if bad:
             raise RunError(f"{len(bad)} of {len(state)} weights are not finite, as {bad[0]}")
 
-    def _evaluated(self, epoch: int) -> bool:
-        return epoch % self.cfg.LOG.EVAL_EVERY == 0 or epoch == self.cfg.SOLVER.EPOCHS
-
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, Tensor]:
         if not self.world.first:
-            return {"top1": 0.0}  # the first process evaluates and writes
+            return {"top1": torch.zeros(())}  # the first process evaluates and writes
         logits = self._predict(self.distiller.student)
-        metrics = performance(logits, self.test_set.targets)
+        measured = performance(logits, self.test_set.targets)
         if self.logits_teacher is not None:
-            metrics |= fidelity(logits, self.logits_teacher)
-        bad = [f"{name} {value:g}" for name, value in metrics.items() if not math.isfinite(value)]
-        if bad:
-            raise RunError(f"evaluation: not finite: {', '.join(bad)}")
-        return metrics
+            measured |= fidelity(logits, self.logits_teacher)
+        return measured
 
     def _teacher_facts(self) -> dict[str, Any] | None:
         if self.weights is None or self.logits_teacher is None:
             return None
-        measured = performance(self.logits_teacher, self.test_set.targets)
+        # Read here, so that its logits are there for other runs' streams, too.
+        measured = numbers(performance(self.logits_teacher, self.test_set.targets))
         name = self.cfg.DISTILLER.TEACHER
         print(f"teacher {name} from {self.weights.file}: test top-1 {measured['top1']:.2f} %")
         if weak := weak_teacher(name, measured["top1"], self.train_set.classes):
@@ -373,30 +389,48 @@ class Run:
         within = f" and step {step} of {self.meter.steps} of the next" if step else ""
         return f"epoch {len(self.history)}{within}"
 
-    def _save(self, history: list[dict[str, float]]) -> None:
-        """Checkpoints of the epoch; `latest` comes last, it is what a resumed run starts from."""
-        if not self.world.first:
-            return
-        epoch = len(history)
-        student = {"model": self.distiller.student.state_dict()}
-        if summary(history).get("best_epoch") == epoch:
-            save(student, self.folder / "student_best")
-        if epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
-            save(student, self.folder / f"student_{epoch}")
-        save(student, self.folder / "student_last")
-        save_state(self._state(history), self.folder)
+    def _save(self) -> None:
+        """Write the epoch's checkpoints and record while the next one trains.
 
-    def _state(self, history: list[dict[str, float]]) -> dict[str, Any]:
+        `latest` comes after the others, it is what a resumed run starts from.
+        """
+        epoch = len(self.history)
+        if not self.world.first:
+            self.kept = epoch
+            return
+        state, record = self._state(), self._record("running")
+        whole = state["model"].items()
+        student = {k.removeprefix("student."): v for k, v in whole if k.startswith("student.")}
+        names = ["student_last"]
+        if record.get("best_epoch") == epoch:
+            names.append("student_best")
+        if epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
+            names.append(f"student_{epoch}")
+
+        def write() -> None:
+            save({"model": student}, *(self.folder / name for name in names))
+            save_state(state, self.folder)
+            self.kept = epoch
+            write_record(self.folder / "record.json", record)
+
+        self.writer.start(write)
+
+    def _state(self) -> dict[str, Any]:
+        """What a run goes on from, as it is now."""
         return {
-            "epoch": len(history),
-            "model": self._trained(),
-            "optimizer": self.optimizer.state_dict(),
+            "epoch": len(self.history),
+            **snapshot(
+                {
+                    "model": self._trained(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "meter": self.meter.state_dict(),
+                }
+            ),
             "random": random_state() if self.alone else self.random,
-            "environments": self.record["environments"],
-            "history": history,
-            "meter": self.meter.state_dict(),
+            "environments": self.facts["environments"],
+            "history": list(self.history),
             "spent": self.spent,
-            "config": plain(self.cfg),
+            "config": self.facts["config"],
             "teacher_sha256": self.weights.sha256 if self.weights else None,
         }
 
@@ -408,14 +442,18 @@ class Run:
         return {k: v for k, v in model.items() if not k.startswith("teacher.")}
 
     def _write_record(self, status: str, **more: Any) -> None:
-        self.record |= {
+        record = self._record(status, **more)
+        if self.world.first:
+            write_record(self.folder / "record.json", record)
+
+    def _record(self, status: str, **more: Any) -> dict[str, Any]:
+        self.record = self.facts | {
             "status": status,
             **more,
             **summary(self.history),
             "wall_seconds": sum(epoch["seconds"] for epoch in self.history),
             "peak_memory_bytes": peak_memory(self.device),
             "teacher_table": self.table.facts() if self.table else None,
-            "epochs": self.history,
+            "epochs": list(self.history),
         }
-        if self.world.first:
-            write_record(self.folder / "record.json", self.record)
+        return self.record

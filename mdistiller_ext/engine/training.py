@@ -77,14 +77,14 @@ def train_many(
     with ExitStack() as stack:
         shared = Shared(device, stack.enter_context(StopSignals()), together=len(jobs))
         live: dict[int, tuple[Generator[None, None, None], torch.cuda.Stream | None]] = {}
+        runs = {}
         for number, (cfg, name) in enumerate(jobs):
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None
             try:
                 with torch.cuda.stream(stream):
                     job = opened(cfg, name, shared, resume=resume)
-                    run = stack.enter_context(job)
-                results[number] = run.record
-                live[number] = run.advance(), stream
+                    runs[number] = stack.enter_context(job)
+                live[number] = runs[number].advance(), stream
             except Exception as error:
                 results[number] = error
         stack.callback(_close, live)  # before the folders' locks are given back
@@ -94,6 +94,7 @@ def train_many(
                     with torch.cuda.stream(stream):
                         next(steps)
                 except StopIteration:
+                    results[number] = runs[number].record
                     del live[number]
                 except Exception as error:
                     results[number] = error
