@@ -152,9 +152,11 @@ def rule_of(key: str) -> Rule:
 
 
 def load_cfg(
-    file: str | Path, options: Sequence[Any] = (), shared: Mapping[str, Any] = MappingProxyType({})
+    file: str | Path | None,
+    options: Sequence[Any] = (),
+    shared: Mapping[str, Any] = MappingProxyType({}),
 ) -> CN:
-    """A checked, frozen config: the defaults, then a YAML file, then `KEY VALUE` pairs.
+    """A checked, frozen config: the defaults, then a YAML file if any, then `KEY VALUE` pairs.
 
     Of pairs with the same key the last one counts. DISTILLER.TEACHER_CFG is relative to the YAML
     file's folder.
@@ -167,7 +169,7 @@ def load_cfg(
         ConfigError: all faults at once, one a line.
     """
     over = as_pairs(options)
-    tree = read_yaml(Path(file), f"--cfg {file}")
+    tree = read_yaml(Path(file), f"--cfg {file}") if file else over
     if tree is None or tree == {}:
         raise ConfigError(f"--cfg {file}: sets nothing, expected sections of keys")
     if not isinstance(tree, dict):
@@ -186,7 +188,7 @@ def load_cfg(
         raise ConfigError("\n".join(faults.values()))
     for section, key in HOMES:
         cfg[section][key] = os.path.expandvars(os.path.expanduser(cfg[section][key]))
-    if cfg.DISTILLER.TEACHER_CFG:
+    if file and cfg.DISTILLER.TEACHER_CFG:
         cfg.DISTILLER.TEACHER_CFG = str(Path(file).parent / cfg.DISTILLER.TEACHER_CFG)
     cfg.freeze()
     return cfg

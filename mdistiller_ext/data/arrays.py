@@ -88,7 +88,7 @@ def load_file(file: Path) -> tuple[ImageSet, ImageSet]:
         raise ConfigError(
             f"DATASET.ROOT {file}: test_labels has {found}, train_labels at most {most}"
         )
-    return _measured(train, test)
+    return as_sets(train, test)
 
 
 def load_folder(root: Path, side: int) -> tuple[ImageSet, ImageSet]:
@@ -97,7 +97,7 @@ def load_folder(root: Path, side: int) -> tuple[ImageSet, ImageSet]:
     train, test = (
         read_files(files, side, name) for files, name in zip(splits, FOLDERS, strict=True)
     )
-    return _measured(train, test)
+    return as_sets(train, test)
 
 
 def folder_facts(root: Path, side: int) -> tuple[int, int, int]:
@@ -112,8 +112,8 @@ def _listed(root: Path, side: int) -> Listed:
     return list_folder(root, FOLDERS)
 
 
-def _measured(train: Split, test: Split) -> tuple[ImageSet, ImageSet]:
-    """With the mean and the deviation of each channel of the training images."""
+def as_sets(train: Split, test: Split) -> tuple[ImageSet, ImageSet]:
+    """Normalised by the mean and the deviation of each channel of the training images."""
     total, square, count = torch.zeros(3).double(), torch.zeros(3).double(), 0
     for part in train[0].split(1024):
         pixels = part.double().div_(255).transpose(0, 1).flatten(1)

@@ -143,6 +143,7 @@ class Run:
                 "name": cfg.DISTILLER.STUDENT,
                 "parameters": sum(p.numel() for p in self.distiller.student.parameters()),
             },
+            "data": self._data_facts(),
             "config": plain(cfg),
         }
 
@@ -363,6 +364,23 @@ class Run:
         if self.logits_teacher is not None:
             measured |= fidelity(logits, self.logits_teacher)
         return measured
+
+    def _data_facts(self) -> dict[str, Any]:
+        data, share = self.train_set, self.cfg.DATASET.HOLDOUT
+        held = f"{len(self.test_set):,} training images, held out"
+        if share:
+            print(f"DATASET.HOLDOUT {share}: what is called test are {held}")
+        return {
+            "train_images": len(data),
+            "evaluated_images": len(self.test_set),
+            "evaluated_on": held if share else "the test set",
+            "classes": data.classes,
+            "side": data.side,
+            "mean": data.mean.tolist(),
+            "std": data.std.tolist(),
+            "padding": data.padding,
+            "flips": data.flips,
+        }
 
     def _teacher_facts(self) -> dict[str, Any] | None:
         if self.weights is None or self.logits_teacher is None:

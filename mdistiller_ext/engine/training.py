@@ -33,10 +33,12 @@ def train(
     *,
     resume: bool = False,
     world: World | None = None,
+    weights: Weights | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Train as a config says, in the folder LOG.PREFIX/EXPERIMENT.PROJECT/name.
 
-    The processes of `world`, each of which calls this, share every batch.
+    The processes of `world`, each of which calls this, share every batch. A teacher's `weights`
+    that are not given are looked for.
 
     Returns:
         The record and the folder.
@@ -50,7 +52,7 @@ def train(
     """
     with (
         StopSignals() as stop,
-        opened(cfg, name, Shared(device, stop, world), resume=resume) as run,
+        opened(cfg, name, Shared(device, stop, world), resume=resume, weights=weights) as run,
     ):
         return run.go(), run.folder
 
@@ -110,7 +112,9 @@ def _close(live: dict[int, tuple[Generator[None, None, None], torch.cuda.Stream 
 
 
 @contextmanager
-def opened(cfg: CfgNode, name: str, shared: Shared, *, resume: bool) -> Iterator[Run | Finished]:
+def opened(
+    cfg: CfgNode, name: str, shared: Shared, *, resume: bool, weights: Weights | None = None
+) -> Iterator[Run | Finished]:
     """A run, new or as it was left, while its folder is locked."""
     folder, world = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), shared.world
     with ExitStack() as stack:
@@ -130,9 +134,10 @@ def opened(cfg: CfgNode, name: str, shared: Shared, *, resume: bool) -> Iterator
             print(f"{folder}: finished already")
             yield Finished(record, folder)
             return
-        weights = (
-            None if cfg.DISTILLER.TYPE == "NONE" else teacher_weights(cfg, shared.device, world)
-        )
+        if cfg.DISTILLER.TYPE == "NONE":
+            weights = None
+        else:
+            weights = weights or teacher_weights(cfg, shared.device, world)
         if world.tell(state is not None) and not world.first:
             state = load(folder / "latest")
         if state and weights:
