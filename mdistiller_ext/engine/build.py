@@ -64,16 +64,16 @@ def build_distiller(cfg: CfgNode, weights: Weights | None, data: ImageSet) -> Di
         RunError: the weights do not fit the teacher.
     """
 
-    def network(role: str) -> nn.Module:
-        name = cfg.DISTILLER[role]
+    def network(role: str, name: str) -> nn.Module:
         built = build_network(name, data.classes, cfg.DATASET.TYPE)
         return checked(built, name, f"DISTILLER.{role}", data.classes, data.side)
 
     # The student draws first: with one seed it starts from the same weights in every method.
-    student, teacher = network("STUDENT"), None
+    student, teacher = network("STUDENT", cfg.DISTILLER.STUDENT), None
     if weights:
-        teacher = network("TEACHER")
-        load_into(teacher, weights, cfg.DISTILLER.TEACHER)
+        name = weights.network or cfg.DISTILLER.TEACHER
+        teacher = network("TEACHER", name)
+        load_into(teacher, weights, name)
     if source(cfg.DISTILLER) == "mdistiller":
         return build_toolkit_distiller(cfg, student, teacher, data.targets)
     return distiller_dict[cfg.DISTILLER.TYPE](student, teacher, cfg)

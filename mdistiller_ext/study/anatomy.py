@@ -111,8 +111,8 @@ class Ranks(NamedTuple):
 def agreement(views: Tensor, others: Tensor, target: Tensor, ratio: float) -> Ranks:
     """How far a second answer ranks classes as the first does, within parts of them.
 
-    The parts are the lowest `ratio` of the classes other than the label and the rest, chosen by half
-    of the first answers, so that choosing them makes no correlation.
+    The parts are the lowest `ratio` of the classes other than the label and the rest, chosen by
+    half of the first answers, so that choosing them makes no correlation.
 
     Args:
         views: a teacher's logits (N, V, C), whose first half chooses and second half is compared.
