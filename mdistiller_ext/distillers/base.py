@@ -22,7 +22,8 @@ class Distiller(nn.Module):
     Attributes:
         TYPE: the method's name, in the registry and in the config.
         monitor: of the last training step, what is worth logging and must not be trained on:
-            name -> tensor of shape () that sums over an epoch.
+            name -> tensor of shape () that sums over an epoch; of names that begin with `mean_`
+            the sum is then divided by the number of images.
         coupled: why the batch must be in one process, or "".
     """
 

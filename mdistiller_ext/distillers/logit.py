@@ -96,7 +96,7 @@ class Logit(Distiller):
         loss_kd = self.value(pair)  # before the cross-entropy: gradients are added in this order
         self.monitor = dict(pair.seen)
         if pair.weight is not None:
-            self.monitor["kd_weight"] = pair.weight.sum()
+            self.monitor["mean_kd_weight"] = pair.weight.sum()
         if "warmup" in context.now:
             loss_kd = context.now["warmup"] * loss_kd
         return logits, {

@@ -92,7 +92,8 @@ class Meter:
         self.sizes.append(images)
 
     def read(self) -> dict[str, float]:
-        """Means over the images so far: `loss`, its terms, `train_top1` (percent); monitors' sums.
+        """Means over the images so far: `loss`, its terms, `train_top1` (percent); of monitors the
+        sums, and of those called `mean_...` the means.
 
         Raises:
             RunError: a loss was not finite; it names the first such step and its terms.
@@ -110,7 +111,10 @@ class Meter:
             )
         weights = torch.tensor(self.sizes, dtype=torch.float64) / self.images
         means = dict(zip(self.names, (weights @ terms).tolist(), strict=True))
-        sums = {name: total.item() for name, total in self.totals.items()}
+        sums = {
+            name: total.item() / (self.images if name.startswith("mean_") else 1)
+            for name, total in self.totals.items()
+        }
         top1 = 100 * sums.pop("correct") / self.images
         return {"loss": math.fsum(means.values()), **means, "train_top1": top1, **sums}
 

@@ -25,7 +25,7 @@ class Pair:
         pruned: classes that are not compared, bool (B, C), never the target; or None.
         lump: they are compared as if they were one class, instead of not at all.
         weight: of each sample, (B,), without gradient; or None.
-        seen: what is worth logging: name -> tensor of shape () that sums over an epoch.
+        seen: what is worth logging, as a distiller's `monitor`.
     """
 
     student: Tensor
