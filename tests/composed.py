@@ -29,7 +29,7 @@ def composed(
     cfg = get_cfg()
     cfg.SOLVER.EPOCHS = epochs
     node = {"LOSS": loss, "POLICIES": list(policies), **settings}
-    for key, value in leaves({"LOGIT": node}):
+    for key, value in leaves({"LOGIT": {k: v for k, v in node.items() if v != {}}}):
         cfg.merge_from_list([key, value])
     distiller = distiller_dict["LOGIT"](nn.Identity(), nn.Identity(), cfg)
     assert isinstance(distiller, Logit)

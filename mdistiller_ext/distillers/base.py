@@ -46,6 +46,10 @@ class Distiller(nn.Module):
         """The parameters the optimizer steps; a method with layers of its own adds them."""
         return list(self.student.parameters())
 
+    def get_undecayed_parameters(self) -> list[nn.Parameter]:
+        """Those of them that weight decay leaves alone."""
+        return []
+
     def get_extra_parameters(self) -> int:
         """Number of parameters that the method adds to the student's."""
         return 0

@@ -42,6 +42,10 @@ class Logit(Distiller):
     def get_learnable_parameters(self) -> list[nn.Parameter]:
         return [*super().get_learnable_parameters(), *self.learned.parameters()]
 
+    def get_undecayed_parameters(self) -> list[nn.Parameter]:
+        left = [type(policy).__name__ for policy in self.policies if not policy.decayed]
+        return [p for name, act in self.learned.items() if name in left for p in act.parameters()]
+
     def get_extra_parameters(self) -> int:
         return sum(p.numel() for p in self.learned.parameters())
 
@@ -94,7 +98,7 @@ class Logit(Distiller):
         logits, teacher = self.logits(image, context)
         pair = self.pair(logits, teacher, target, context)
         loss_kd = self.value(pair)  # before the cross-entropy: gradients are added in this order
-        self.monitor = dict(pair.seen)
+        self.monitor = pair.seen | self.loss.seen(pair)
         if pair.weight is not None:
             self.monitor["mean_kd_weight"] = pair.weight.sum()
         if "warmup" in context.now:

@@ -95,6 +95,11 @@ class Policy(Settings):
         """Whether the loss's factor or weight comes to differ between samples."""
         return False
 
+    @property
+    def decayed(self) -> bool:
+        """Whether weight decay acts on the parameters of what `build` makes."""
+        return True
+
     def schedule(self, epoch: int, run: RunFacts) -> dict[str, float]:
         """The settings that depend on the epoch, counted from 1, by the names of their logs."""
         return {}
