@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,8 +134,14 @@ def build_table(cfg: CfgNode, distiller: Distiller, data: ImageSet) -> TeacherTa
 
 
 def build_optimizer(cfg: CfgNode, distiller: Distiller) -> torch.optim.Optimizer:
+    ours = source(cfg.DISTILLER) == "ext"
+    apart = set(distiller.get_undecayed_parameters()) if ours else set()
+    decayed = [p for p in distiller.get_learnable_parameters() if p not in apart]
+    groups: list[dict[str, Any]] = [{"params": decayed}]
+    if apart:
+        groups.append({"params": list(apart), "weight_decay": 0.0})
     return torch.optim.SGD(
-        distiller.get_learnable_parameters(),
+        groups,
         lr=cfg.SOLVER.LR,
         momentum=cfg.SOLVER.MOMENTUM,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
