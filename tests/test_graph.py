@@ -1,6 +1,7 @@
 """The step that a GPU captures, run as it is on a CPU: the same numbers as the plain loop."""
 
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import chain
 
 import pytest
@@ -54,14 +55,16 @@ def parts(name, device=CPU):
     return cfg, distiller, build_optimizer(cfg, distiller), data.to(device)
 
 
-def train(name, on_device, with_table, device=CPU):
+def train(name, on_device, with_table, device=CPU, steps=2):
     cfg, distiller, optimizer, data = parts(name, device)
     meter = Meter(1, 3)
     calls, draws = [], distiller.draws(10)
     distiller.teacher.register_forward_hook(lambda *args: calls.append(1))
     if on_device:
         classes = 10 if with_table else 0
-        steps = DeviceSteps(distiller, optimizer, data, 8, meter, nullcontext, classes, draws)
+        device_steps = DeviceSteps(
+            distiller, optimizer, data, 8, meter, nullcontext, classes, draws, steps=steps
+        )
     history = []
     for epoch in range(1, 5):
         lr = learning_rate(epoch, cfg.SOLVER.LR, cfg.SOLVER.LR_DECAY_STAGES, 0.1)
@@ -71,7 +74,7 @@ def train(name, on_device, with_table, device=CPU):
         drawn = drawn if draws else None
         meter.start(epoch)
         if on_device:
-            list(steps.epoch(epoch, lr, index, view, answers if with_table else None, drawn))
+            list(device_steps.epoch(lr, index, view, answers if with_table else None, drawn))
         else:
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -83,15 +86,25 @@ def train(name, on_device, with_table, device=CPU):
     return history, distiller.state_dict(), len(calls)
 
 
-@pytest.mark.parametrize("with_table", [False, True])
+@pytest.mark.parametrize(("with_table", "steps"), [(False, 1), (True, 2)])
 @pytest.mark.parametrize("name", NAMES)
-def test_device_steps_are_the_plain_loop(name, with_table):
+def test_device_steps_are_the_plain_loop(name, with_table, steps):
     (plain, weights, calls), (device, others, on_device) = (
-        train(name, on_device, with_table) for on_device in (False, True)
+        train(name, on_device, with_table, steps=steps) for on_device in (False, True)
     )
     assert plain == device and plain[0][1:] == (22, 3)
     assert all(torch.equal(value, others[key]) for key, value in weights.items())
     assert calls == on_device == (0 if with_table else 12)
+
+
+def test_launches_are_of_several_steps_where_so_many_are_left():
+    _, distiller, optimizer, data = parts("DKD")
+    steps = DeviceSteps(distiller, optimizer, data, 4, Meter(1, 6), nullcontext, 0, steps=2)
+    assert list(steps.launches()) == [(4, 2), (4, 2), (4, 1), (2, 1)]
+    assert list(steps.launches(3)) == [(4, 2), (2, 1)]
+    turns = steps.epoch(0.1, *data.draw(torch.Generator()), None)
+    assert [steps.meter.step for _ in turns] == [2, 4, 5, 6]
+    assert steps.meter.images == steps.cursor == 22
 
 
 def test_a_meter_is_read_at_once():
@@ -115,14 +128,14 @@ def test_a_method_that_counts_on_the_epoch_is_refused():
     distiller.forward_train = lambda *, epoch, **more: forward(epoch=epoch + 1, **more)
     steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, 0)
     with pytest.raises(TypeError):
-        list(steps.epoch(1, 0.1, *data.draw(torch.Generator()), None))
+        list(steps.epoch(0.1, *data.draw(torch.Generator()), None))
 
 
 class Gpu:
     """A stand-in for torch.cuda, whose graphs run the step: what is called, in order."""
 
     def __init__(self, monkeypatch, empty=False):
-        self.calls, self.mode, self.current = [], "default", "default stream"
+        self.calls, self.mode, self.steps = [], "default", []
         gpu = self
 
         class Stream:
@@ -138,8 +151,8 @@ class Gpu:
         class CUDAGraph:
             def replay(self):
                 gpu.calls.append("replay")
-                if not empty:
-                    self.step()
+                for step in [] if empty else self.steps:
+                    step()
 
         @contextmanager
         def on(stream):
@@ -152,8 +165,8 @@ class Gpu:
         @contextmanager
         def graph(captured, stream):
             gpu.calls.append(f"capture on {stream}, mode {gpu.mode}")
+            captured.steps = gpu.steps = []
             yield
-            captured.step = gpu.step
 
         for name, value in {
             "Stream": lambda device: self.own,
@@ -171,13 +184,13 @@ class Gpu:
 def capture(monkeypatch, gpu, fail_at=None):
     """DeviceSteps that "captured" on the stand-in, and its weights before."""
     _, distiller, optimizer, data = parts("DKD_EAT_DAT_LP")
-    steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, 0)
+    steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, 0, steps=2)
     before = {key: value.clone() for key, value in distiller.state_dict().items()}
     count, live = iter(range(100)), steps.step
 
     def step(size):
         gpu.calls.append(f"step of {size} on {gpu.current}, mode {gpu.mode}")
-        gpu.step = lambda: live(size)
+        gpu.steps.append(partial(live, size))
         live(size)
         if next(count) == fail_at:
             raise RuntimeError("called a synchronizing CUDA operation")
@@ -201,7 +214,7 @@ def test_a_capture_tries_the_step_first_and_leaves_no_trace(monkeypatch):
     gpu = Gpu(monkeypatch)
     steps, before = capture(monkeypatch, gpu)
     steps.capture(CPU)
-    assert sorted(steps.graphs) == [6, 8] and is_as_before(steps, before)
+    assert sorted(steps.graphs) == [(6, 1), (8, 1), (8, 2)] and is_as_before(steps, before)
     first_capture = next(i for i, call in enumerate(gpu.calls) if call.startswith("capture"))
     tried = gpu.calls[:first_capture]
     assert tried[0] == "own stream waits for default stream"
@@ -210,8 +223,8 @@ def test_a_capture_tries_the_step_first_and_leaves_no_trace(monkeypatch):
     for size in (6, 8):
         assert f"step of {size} on own stream, mode default" in tried
         assert f"step of {size} on own stream, mode error" in tried
-    assert gpu.calls.count("capture on own stream, mode default") == 2
-    assert gpu.calls.count("replay") == 2
+    assert gpu.calls.count("capture on own stream, mode default") == 3
+    assert gpu.calls.count("replay") == 3
     assert gpu.calls[-1] == "default stream waits for own stream" and gpu.mode == "default"
 
 

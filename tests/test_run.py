@@ -24,7 +24,15 @@ from conftest import (
 from filelock import FileLock
 
 from mdistiller_ext.config import RULES, load_cfg
-from mdistiller_ext.engine import default_name, events, run, train, train_many, training
+from mdistiller_ext.engine import (
+    default_name,
+    events,
+    run,
+    train,
+    train_many,
+    trainer,
+    training,
+)
 from mdistiller_ext.engine import folder as folder_module
 from mdistiller_ext.engine.loop import learning_rate
 from mdistiller_ext.engine.record import read_record
@@ -322,7 +330,7 @@ def test_a_folder_in_use_is_refused(digits_cfg, workdir, monkeypatch):
 
 def test_a_non_finite_loss_stops_and_keeps_the_last_good_state(digits_cfg, monkeypatch):
     cfg = digits_cfg("dkd")
-    original = run.train_epoch
+    original = trainer.train_epoch
 
     def poisoned(distiller, optimizer, batches, meter, *rest):
         def batches_with_nan():
@@ -333,7 +341,7 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_good_state(digits_cfg, monke
 
         return original(distiller, optimizer, batches_with_nan(), meter, *rest)
 
-    monkeypatch.setattr(run, "train_epoch", poisoned)
+    monkeypatch.setattr(trainer, "train_epoch", poisoned)
     message = r"epoch 2, step 5 of 9: loss_ce nan, loss_kd nan; .*r keeps the state after epoch 1"
     with pytest.raises(RunError, match=message):
         train(cfg, "r", CPU)
@@ -388,14 +396,14 @@ def test_a_diverging_run_stops_and_goes_on_from_the_last_good_state(
 )
 def test_what_the_last_step_breaks_is_never_kept(digits_cfg, monkeypatch, damage, fault):
     """All losses of the epoch are finite."""
-    original = run.train_epoch
+    original = trainer.train_epoch
 
     def damaged(distiller, optimizer, batches, meter, *rest):
         yield from original(distiller, optimizer, batches, meter, *rest)
         if meter.epoch == 2:
             damage(distiller.student)
 
-    monkeypatch.setattr(run, "train_epoch", damaged)
+    monkeypatch.setattr(trainer, "train_epoch", damaged)
     with pytest.raises(RunError, match=f"after epoch 2: {fault}.* the state after epoch 1$"):
         train(digits_cfg("dkd"), "r", CPU)
     assert torch.load("output/digits/r/latest", weights_only=True)["epoch"] == 1
