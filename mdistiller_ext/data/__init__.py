@@ -39,6 +39,7 @@ class Source(NamedTuple):
 
 
 DATASETS: dict[str, Source] = {}
+LOADED: dict[str, Facts] = {}  # of what had to be loaded to know, by its settings
 CHANNELS: Rule = (
     lambda v: len(v) in (0, 3) and all(type(x) in (int, float) and 0 < x < 1 for x in v),
     "three numbers above 0 and below 1, or none",
@@ -88,8 +89,11 @@ def facts(node: Mapping[str, Any]) -> Facts:
     settings = Dataset.read(node)
     source = DATASETS[settings.TYPE]
     if source.facts is None:
-        train, _ = get_dataset(node)
-        return Facts(len(train), train.classes, train.side)
+        key = repr(settings)
+        if key not in LOADED:
+            train, _ = get_dataset(node)
+            LOADED[key] = Facts(len(train), train.classes, train.side)
+        return LOADED[key]
     found = source.facts(settings)
     # Of each class a share, rounded; to about this.
     return found._replace(images=found.images - round(settings.HOLDOUT * found.images))

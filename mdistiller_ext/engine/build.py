@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..data import ImageSet
+from ..data import ImageSet, facts
 from ..distillers import Distiller, distiller_dict, source
 from ..errors import ConfigError
 from ..files import default_cache
@@ -61,15 +61,17 @@ def build_distiller(cfg: CfgNode, weights: Weights | None, data: ImageSet) -> Di
     """The student, the teacher with its weights, and the method between them.
 
     Args:
-        data: the training set, which says the size of images and the number of classes.
+        data: the training set.
 
     Raises:
         RunError: the weights do not fit the teacher.
     """
 
+    classes = facts(cfg.DATASET).classes
+
     def network(role: str, name: str) -> nn.Module:
-        built = build_network(name, data.classes, cfg.DATASET.TYPE)
-        return checked(built, name, f"DISTILLER.{role}", data.classes, data.side)
+        built = build_network(name, classes, cfg.DATASET.TYPE)
+        return checked(built, name, f"DISTILLER.{role}", classes, data.side)
 
     # The student draws first: with one seed it starts from the same weights in every method.
     student, teacher = network("STUDENT", cfg.DISTILLER.STUDENT), None

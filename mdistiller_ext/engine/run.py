@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from ..data import facts
 from ..distillers import source
 from ..errors import ConfigError, RunError, Stopped
 from ..files import save
@@ -304,7 +305,7 @@ class Run:
             "train_images": len(data),
             "evaluated_images": len(self.test_set),
             "evaluated_on": held if share else "the test set",
-            "classes": data.classes,
+            "classes": facts(self.cfg.DATASET).classes,
             "side": data.side,
             "mean": data.mean.tolist(),
             "std": data.std.tolist(),
@@ -319,7 +320,7 @@ class Run:
         measured = numbers(performance(self.logits_teacher, self.test_set.targets))
         name = self.weights.network or self.cfg.DISTILLER.TEACHER
         print(f"teacher {name} from {self.weights.file}: test top-1 {measured['top1']:.2f} %")
-        if weak := weak_teacher(name, measured["top1"], self.train_set.classes):
+        if weak := weak_teacher(name, measured["top1"], facts(self.cfg.DATASET).classes):
             print(f"warning: {weak}")
         return {
             "name": name,

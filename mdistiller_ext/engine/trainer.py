@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
+from ..data import facts
 from ..distillers import Distiller, source
 from ..errors import ConfigError
 from ..seeding import random_state, seed_everything
@@ -65,7 +66,7 @@ class Trainer:
         if cfg.SOLVER.COMPILE and not features:
             CompiledStudent(self.distiller.student)
         ours = source(cfg.DISTILLER) == "ext"
-        self.draws = self.distiller.draws(self.data.classes) if ours else 0
+        self.draws = self.distiller.draws(facts(cfg.DATASET).classes) if ours else 0
         # A method of the toolkit may change its teacher.
         self.frozen = ("teacher.",) if ours else ()
         self.meter = Meter(1, -(-len(self.data) // cfg.SOLVER.BATCH_SIZE))
