@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..losses import at_least_float32
 from ..policies import Context
+from ..settings import Settings
 
 
 class Distiller(nn.Module):
@@ -24,9 +25,11 @@ class Distiller(nn.Module):
         monitor: of the last training step, what is worth logging and must not be trained on:
             name -> tensor of shape () that sums over an epoch.
         coupled: why the batch must be in one process, or "".
+        SETTINGS: of a registered method, the keys of its node in the config.
     """
 
     TYPE: str
+    SETTINGS: type[Settings] | None = None
     monitor: dict[str, Tensor]
     coupled = ""
 

@@ -28,7 +28,7 @@ from .build import (
     build_optimizer,
     takes_features,
 )
-from .environment import changes, environment
+from .environment import changes, environment, imported
 from .evaluation import fidelity, numbers, performance, predict
 from .events import Events, Progress
 from .folder import LATEST, check_history, fitting, plain, restore, save_state
@@ -157,6 +157,7 @@ class Run:
             "together": self.shared.together,
             "cuda_graph": self.captured is not None,
             "toolkit": toolkit_hash() if source(self.cfg.DISTILLER) == "mdistiller" else None,
+            "imported": imported(self.cfg),
         }
         if before and (apart := changes(before[-1], session)):
             print(

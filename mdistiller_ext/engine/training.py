@@ -16,6 +16,7 @@ from ..data import facts
 from ..errors import ConfigError, RunError
 from ..files import discard_parts, load, write_atomically, writing
 from ..models import pretrained
+from ..plugins import import_modules
 from ..teacher import Weights, digest, fetch_weights, find_weights, load_weights
 from .folder import default_name, earlier_state, finished_before
 from .replicas import World
@@ -116,6 +117,7 @@ def opened(
     cfg: CfgNode, name: str, shared: Shared, *, resume: bool, weights: Weights | None = None
 ) -> Iterator[Run | Finished]:
     """A run, new or as it was left, while its folder is locked."""
+    import_modules(cfg.EXPERIMENT.IMPORT)  # in a process that did not read the config
     folder, world = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), shared.world
     with ExitStack() as stack:
         state = record = None

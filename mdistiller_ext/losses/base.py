@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..plugins import check_free
 from ..settings import Settings
 from .divergence import Temperature, log_softmax, scalars
 
@@ -86,6 +87,7 @@ class Loss(Settings):
     UNPRUNABLE: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
+        check_free(cls.__name__, LOSSES.get(cls.__name__), cls)
         LOSSES[cls.__name__] = cls
 
     @property
