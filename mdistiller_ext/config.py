@@ -45,6 +45,10 @@ ANY: Rule = (lambda v: True, "a value")
 # Paths in which ~ and $VARIABLES are what a shell makes of them.
 HOMES = [("LOG", "PREFIX"), ("DATASET", "ROOT")]
 HOMES += [("DISTILLER", key) for key in ("TEACHER_CKPT", "TEACHER_CFG", "TEACHER_TABLE_ROOT")]
+ASSISTANTS: Rule = (
+    lambda v: all(type(n) is str and (is_network(n) or n.endswith((".yaml", ".yml"))) for n in v),
+    "a list of networks, or of YAML files that train one each",
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Networks(Settings):
     TYPE: str = setting("NONE", lambda: one_of(*distiller_dict), "the method")
     TEACHER: str = setting("ResNet50", (is_network, EXPECTED))
     STUDENT: str = setting("resnet32", (is_network, EXPECTED))
+    ASSISTANTS: list = setting([], ASSISTANTS, "trained one after the other between the two")
     TEACHER_CKPT: str = setting(
         "", or_empty(PATH), "its weights; empty: the usual places; pretrained: the library's own"
     )
@@ -211,6 +216,11 @@ def load_cfg(
         cfg[section][key] = os.path.expandvars(os.path.expanduser(cfg[section][key]))
     if file and cfg.DISTILLER.TEACHER_CFG:
         cfg.DISTILLER.TEACHER_CFG = str(Path(file).parent / cfg.DISTILLER.TEACHER_CFG)
+    if file:
+        cfg.DISTILLER.ASSISTANTS = [
+            str(Path(file).parent / name) if name.endswith((".yaml", ".yml")) else name
+            for name in cfg.DISTILLER.ASSISTANTS
+        ]
     cfg.freeze()
     return cfg
 

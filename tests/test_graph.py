@@ -1,6 +1,7 @@
 """The step that a GPU captures, run as it is on a CPU: the same numbers as the plain loop."""
 
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 
 import pytest
 import torch
@@ -13,20 +14,41 @@ from mdistiller_ext.engine.build import build_optimizer
 from mdistiller_ext.engine.graph import DeviceSteps
 from mdistiller_ext.engine.loop import Meter, learning_rate, train_epoch
 from mdistiller_ext.seeding import epoch_generator
+from mdistiller_ext.settings import leaves
 
-NAMES = ["KD", "DKD", "DKD_EAT", "DKD_DAT", "DKD_LP", "DKD_EAT_DAT_LP"]
+OLD = ["KD", "DKD", "DKD_EAT", "DKD_DAT", "DKD_LP", "DKD_EAT_DAT_LP"]
+# A loss and policies, with their settings in LOGIT.
+LOGIT = {
+    "KD, LS and EAT's gradient": ("KD", ["LS", "EAT"], {"EAT": {"MODE": "gradient"}}),
+    "DKD, NORM and LP's lump": ("DKD", ["NORM", "LP"], {"LP": {"MODE": "lump"}}),
+    "DIST and EAT": ("DIST", ["EAT"], {}),
+    "WTTM, EAT, DAT and LP": ("WTTM", ["LP", "DAT", "EAT"], {}),
+    "TTM, any groups and classes": (
+        "TTM",
+        ["DAT", "LP"],
+        {"DAT": {"GROUPS": "random", "MODE": "weight"}, "LP": {"CLASSES": "random"}},
+    ),
+}
+NAMES = [*OLD, *LOGIT]
 
 
 def parts(name, device=CPU):
     """A method on tiny images whose schedules change every epoch, its optimizer and data."""
-    options = ["SOLVER.EPOCHS", "4", "SOLVER.LR_DECAY_STAGES", "[2]"]
-    node = {"DKD_EAT_DAT_LP": ["EAT.", "LP."], "DKD_EAT": [""], "DKD_LP": [""]}.get(name, [])
-    for part in node:
-        options += [f"{name}.{part}STEP_EPOCHS", "1"]
-    cfg = load_cfg(ROOT / "configs" / "digits" / f"{name.lower()}.yaml", options)
+    options, file = ["SOLVER.EPOCHS", "4", "SOLVER.LR_DECAY_STAGES", "[2]"], name.lower()
+    if name in LOGIT:
+        file, (loss, policies, settings) = "vanilla", LOGIT[name]
+        node = {"LOSS": loss, "POLICIES": policies, "WARMUP": 3, **settings}
+        options += chain.from_iterable(leaves({"DISTILLER": {"TYPE": "LOGIT"}, "LOGIT": node}))
+        steps = [f"LOGIT.{part}." for part in ("EAT", "LP") if part in policies]
+    else:
+        sections = {"DKD_EAT_DAT_LP": ["EAT.", "LP."], "DKD_EAT": [""], "DKD_LP": [""]}
+        steps = [f"{name}.{section}" for section in sections.get(name, [])]
+    for part in steps:
+        options += [f"{part}STEP_EPOCHS", "1"]
+    cfg = load_cfg(ROOT / "configs" / "digits" / f"{file}.yaml", options)
     torch.manual_seed(0)
     student, teacher = (cifar_model_dict["resnet8"][0](num_classes=10) for _ in range(2))
-    distiller = distiller_dict[name](student, teacher, cfg).to(device)
+    distiller = distiller_dict[cfg.DISTILLER.TYPE](student, teacher, cfg).to(device)
     images = torch.randint(256, (22, 3, 8, 8), dtype=torch.uint8)
     data = ImageSet.build(images, torch.arange(22) % 10, (0.5,) * 3, (0.25,) * 3, 1, False)
     return cfg, distiller, build_optimizer(cfg, distiller), data.to(device)
@@ -35,26 +57,28 @@ def parts(name, device=CPU):
 def train(name, on_device, with_table, device=CPU):
     cfg, distiller, optimizer, data = parts(name, device)
     meter = Meter(1, 3)
-    calls = []
+    calls, draws = [], distiller.draws(10)
     distiller.teacher.register_forward_hook(lambda *args: calls.append(1))
     if on_device:
         classes = 10 if with_table else 0
-        steps = DeviceSteps(distiller, optimizer, data, 8, meter, nullcontext, classes)
+        steps = DeviceSteps(distiller, optimizer, data, 8, meter, nullcontext, classes, draws)
     history = []
     for epoch in range(1, 5):
         lr = learning_rate(epoch, cfg.SOLVER.LR, cfg.SOLVER.LR_DECAY_STAGES, 0.1)
         index, view = data.draw(epoch_generator(0, epoch))
         answers = torch.randn(22, 10, generator=epoch_generator(1, epoch)).to(device)
+        drawn = torch.rand(22, draws, generator=epoch_generator(0, epoch, 2)).to(device)
+        drawn = drawn if draws else None
         meter.start(epoch)
         if on_device:
-            list(steps.epoch(epoch, lr, index, view, answers if with_table else None))
+            list(steps.epoch(epoch, lr, index, view, answers if with_table else None, drawn))
         else:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             batches = data.batches(index, view, 8)
             rows = answers.split(8) if with_table else [None] * 3
             batches, now = zip(batches, rows, strict=True), distiller.schedule(epoch)
-            list(train_epoch(distiller, optimizer, batches, meter, nullcontext, now))
+            list(train_epoch(distiller, optimizer, batches, meter, nullcontext, now, drawn))
         history.append((meter.read(), meter.images, meter.step))
     return history, distiller.state_dict(), len(calls)
 

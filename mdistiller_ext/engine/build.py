@@ -66,16 +66,16 @@ def build_distiller(cfg: CfgNode, weights: Weights | None, data: ImageSet) -> Di
         RunError: the weights do not fit the teacher.
     """
 
-    def network(role: str) -> nn.Module:
-        name = cfg.DISTILLER[role]
+    def network(role: str, name: str) -> nn.Module:
         built = build_network(name, data.classes, cfg.DATASET.TYPE)
         return checked(built, name, f"DISTILLER.{role}", data.classes, data.side)
 
     # The student draws first: with one seed it starts from the same weights in every method.
-    student, teacher = network("STUDENT"), None
+    student, teacher = network("STUDENT", cfg.DISTILLER.STUDENT), None
     if weights:
-        teacher = network("TEACHER")
-        load_into(teacher, weights, cfg.DISTILLER.TEACHER)
+        name = weights.network or cfg.DISTILLER.TEACHER
+        teacher = network("TEACHER", name)
+        load_into(teacher, weights, name)
     if source(cfg.DISTILLER) == "mdistiller":
         with _fitting(cfg.DISTILLER.TYPE, student, teacher, _few(data)):
             return build_toolkit_distiller(cfg, student, teacher, data.targets)
@@ -176,8 +176,14 @@ def build_table(cfg: CfgNode, distiller: Distiller, data: ImageSet) -> TeacherTa
 
 
 def build_optimizer(cfg: CfgNode, distiller: Distiller) -> torch.optim.Optimizer:
+    ours = source(cfg.DISTILLER) == "ext"
+    apart = set(distiller.get_undecayed_parameters()) if ours else set()
+    decayed = [p for p in distiller.get_learnable_parameters() if p not in apart]
+    groups: list[dict[str, Any]] = [{"params": decayed}]
+    if apart:
+        groups.append({"params": list(apart), "weight_decay": 0.0})
     return torch.optim.SGD(
-        distiller.get_learnable_parameters(),
+        groups,
         lr=cfg.SOLVER.LR,
         momentum=cfg.SOLVER.MOMENTUM,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,

@@ -21,6 +21,7 @@ from ..inert import inert, weak_teacher
 from ..seeding import epoch_generator, random_state, seed_everything
 from ..teacher import Weights
 from ..toolkit.methods import toolkit_hash
+from . import chain
 from .build import (
     CompiledStudent,
     build_autocast,
@@ -143,6 +144,7 @@ class Run:
                 "name": cfg.DISTILLER.STUDENT,
                 "parameters": sum(p.numel() for p in self.distiller.student.parameters()),
             },
+            "chain": chain.facts(cfg),
             "data": self._data_facts(),
             "config": plain(cfg),
         }
@@ -388,7 +390,7 @@ class Run:
             return None
         # Read here, so that its logits are there for other runs' streams, too.
         measured = numbers(performance(self.logits_teacher, self.test_set.targets))
-        name = self.cfg.DISTILLER.TEACHER
+        name = self.weights.network or self.cfg.DISTILLER.TEACHER
         print(f"teacher {name} from {self.weights.file}: test top-1 {measured['top1']:.2f} %")
         if weak := weak_teacher(name, measured["top1"], self.train_set.classes):
             print(f"warning: {weak}")

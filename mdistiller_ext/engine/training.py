@@ -1,6 +1,7 @@
 """From a config to a finished run, or several: folders, locks and teachers."""
 
 import shutil
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -18,6 +19,7 @@ from ..files import discard_parts, load, write_atomically, writing
 from ..models import pretrained
 from ..plugins import import_modules
 from ..teacher import Weights, digest, fetch_weights, find_weights, load_weights
+from . import chain
 from .folder import default_name, earlier_state, finished_before
 from .replicas import World
 from .run import Finished, Run
@@ -35,11 +37,13 @@ def train(
     resume: bool = False,
     world: World | None = None,
     weights: Weights | None = None,
+    patience: float | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Train as a config says, in the folder LOG.PREFIX/EXPERIMENT.PROJECT/name.
 
     The processes of `world`, each of which calls this, share every batch. A teacher's `weights`
-    that are not given are looked for.
+    that are not given are looked for. A folder that another process works in is waited for, at
+    most `patience` seconds, by default LOCK_WAIT.
 
     Returns:
         The record and the folder.
@@ -53,7 +57,7 @@ def train(
     """
     with (
         StopSignals() as stop,
-        opened(cfg, name, Shared(device, stop, world), resume=resume, weights=weights) as run,
+        opened(cfg, name, Shared(device, stop, world), resume, weights, patience) as run,
     ):
         return run.go(), run.folder
 
@@ -114,7 +118,12 @@ def _close(live: dict[int, tuple[Generator[None, None, None], torch.cuda.Stream 
 
 @contextmanager
 def opened(
-    cfg: CfgNode, name: str, shared: Shared, *, resume: bool, weights: Weights | None = None
+    cfg: CfgNode,
+    name: str,
+    shared: Shared,
+    resume: bool,
+    weights: Weights | None = None,
+    patience: float | None = None,
 ) -> Iterator[Run | Finished]:
     """A run, new or as it was left, while its folder is locked."""
     import_modules(cfg.EXPERIMENT.IMPORT)  # in a process that did not read the config
@@ -124,10 +133,8 @@ def opened(
         if world.first:
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                try:
-                    stack.enter_context(FileLock(folder / "lock", timeout=LOCK_WAIT))
-                except Timeout:
-                    raise RunError(f"{folder} is in use by another process") from None
+                lock = _locked(folder, LOCK_WAIT if patience is None else patience, shared.stop)
+                stack.callback(lock.release)
                 discard_parts(folder)
             record = finished_before(cfg, folder, resume)
             state = None if record else earlier_state(cfg, folder, resume)
@@ -147,10 +154,27 @@ def opened(
         yield Run(cfg, folder, shared, weights, state)
 
 
+def _locked(folder: Path, patience: float, stop: StopSignals) -> FileLock:
+    """The lock of a folder, taken; a signal to stop is heeded while it is waited for.
+
+    Raises:
+        RunError: another process had it all the time.
+    """
+    lock, end = FileLock(folder / "lock"), time.monotonic() + patience
+    while True:
+        try:
+            lock.acquire(timeout=min(1.0, max(0.0, end - time.monotonic())))
+            return lock
+        except Timeout:
+            stop.check()
+            if time.monotonic() >= end:
+                raise RunError(f"{folder} is in use by another process") from None
+
+
 def _check_teacher(cfg: CfgNode, folder: Path, record: dict[str, Any]) -> None:
     """Of a run that is finished: the teacher is the same one, if it is still there."""
     node = cfg.DISTILLER
-    if record["teacher"]:
+    if record["teacher"] and not node.ASSISTANTS:
         file = find_weights(node.TEACHER, cfg.DATASET.TYPE, checkpoint=node.TEACHER_CKPT)
         if file:
             _same_teacher(load_weights(file), record["teacher"]["sha256"], folder)
@@ -166,6 +190,8 @@ def _same_teacher(weights: Weights, expected: str, folder: Path) -> None:
 
 def teacher_weights(cfg: CfgNode, device: torch.device, world: World | None = None) -> Weights:
     """The teacher's weights: found, trained as DISTILLER.TEACHER_CFG says, or downloaded."""
+    if cfg.DISTILLER.ASSISTANTS:
+        return chain.assistant(cfg, device)
     wanted, file = (cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE), None
     if cfg.DISTILLER.TEACHER_CKPT == "pretrained":
         state = pretrained(wanted[0], facts(cfg.DATASET).classes)
