@@ -14,7 +14,7 @@ import torch
 from yacs.config import CfgNode
 
 from ..files import code_hash
-from ..models import home
+from ..models import home, is_network
 from ..plugins import versions
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -67,8 +67,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 def imported(cfg: CfgNode) -> dict[str, str] | None:
     """What a run's networks, data, losses and methods come from beside this package, or None."""
     node = cfg.DISTILLER
-    networks = [node.STUDENT] if node.TYPE == "NONE" else [node.STUDENT, node.TEACHER]
-    names = {*cfg.EXPERIMENT.IMPORT, *map(home, networks)}
+    teachers = [] if node.TYPE == "NONE" else [node.TEACHER, *filter(is_network, node.ASSISTANTS)]
+    names = {*cfg.EXPERIMENT.IMPORT, *map(home, [node.STUDENT, *teachers])}
     return versions(name for name in names if name.split(".")[0] != PACKAGE.name) or None
 
 
