@@ -23,7 +23,8 @@ from conftest import (
 )
 from filelock import FileLock
 
-from mdistiller_ext.config import RULES, load_cfg
+from mdistiller_ext import config
+from mdistiller_ext.config import load_cfg
 from mdistiller_ext.engine import (
     default_name,
     events,
@@ -358,7 +359,10 @@ def test_a_diverging_run_stops_and_goes_on_from_the_last_good_state(
     workdir, digits_cfg, tool, monkeypatch
 ):
     """Its learning rate explodes after epoch 2, which no rule would allow."""
-    monkeypatch.setitem(RULES, "SOLVER.LR_DECAY_RATE", RULES["SOLVER.LR"])
+    rules = config.rules()
+    monkeypatch.setattr(
+        config, "rules", lambda: rules | {"SOLVER.LR_DECAY_RATE": rules["SOLVER.LR"]}
+    )
     options = [*DIVERGES, "DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
     file = str(ROOT / "configs" / "digits" / "dkd_lp.yaml")
     words = ["--device", "cpu", "--cfg", file, *options, "EXPERIMENT.NAME", "r"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..plugins import check_free
 from ..seeding import epoch_generator
 from ..settings import PATH, Rule, Settings, count, number, number_to, one_of, setting
 from . import arrays, cifar10, cifar100, digits, tiny_imagenet
@@ -50,13 +51,7 @@ CHANNELS: Rule = (
 class Dataset(Settings):
     """The section DATASET."""
 
-    TYPE: str = setting(
-        "cifar100",
-        (
-            lambda v: v in DATASETS,
-            "one of cifar100, digits, cifar10, tiny_imagenet, folder, arrays, or a registered one",
-        ),
-    )
+    TYPE: str = setting("cifar100", lambda: one_of(*DATASETS))
     ROOT: str = setting("./data", PATH, "where its files are, or are downloaded to")
     SIDE: int = setting(0, number(0, 10_000), "pixels, to which the images of a folder are scaled")
     MEAN: list = setting([], CHANNELS, "of pixels in [0, 1]; empty: the data set's own")
@@ -71,9 +66,14 @@ class Dataset(Settings):
 
 
 def register_dataset(name: str) -> Callable[[Callable[[Dataset], Splits]], Any]:
-    """A decorator: `load(settings)` gives (train, test) where DATASET.TYPE is this name."""
+    """A decorator: `load(settings)` gives (train, test) where DATASET.TYPE is this name.
+
+    Raises:
+        ValueError: another data set has the name.
+    """
 
     def add(load: Callable[[Dataset], Splits]) -> Callable[[Dataset], Splits]:
+        check_free(name, DATASETS[name].load if name in DATASETS else None, load)
         DATASETS[name] = Source(load, None)
         return load
 

@@ -23,7 +23,7 @@ from ..seeding import epoch_generator, random_state, set_random_state
 from ..teacher import Weights
 from ..toolkit.methods import toolkit_hash
 from . import chain
-from .environment import changes, environment
+from .environment import changes, environment, imported
 from .evaluation import fidelity, numbers, performance, predict
 from .events import Events, Progress
 from .folder import LATEST, check_history, fitting, plain, save_state
@@ -137,6 +137,7 @@ class Run:
             "together": self.shared.together,
             "cuda_graph": self.trainer.captured is not None,
             "toolkit": toolkit_hash() if source(self.cfg.DISTILLER) == "mdistiller" else None,
+            "imported": imported(self.cfg),
         }
         if before and (apart := changes(before[-1], session)):
             print(

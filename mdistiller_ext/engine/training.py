@@ -18,6 +18,7 @@ from ..data import facts
 from ..errors import ConfigError, RunError
 from ..files import discard_parts, load, write_atomically, writing
 from ..models import pretrained
+from ..plugins import import_modules
 from ..teacher import Weights, digest, fetch_weights, find_weights, load_weights
 from . import chain
 from .folder import default_name, earlier_state, finished_before
@@ -151,6 +152,7 @@ def opened(
     patience: float | None = None,
 ) -> Iterator[Run | Finished]:
     """A run, new or as it was left, while its folder is locked."""
+    import_modules(cfg.EXPERIMENT.IMPORT)  # in a process that did not read the config
     folder, shared = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), lane.shared
     world = shared.world
     with ExitStack() as stack:
