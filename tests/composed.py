@@ -1,16 +1,20 @@
 """Any loss with any policies on given logits, without networks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mdistiller_ext import distiller_dict, get_cfg
-from mdistiller_ext.distillers import Logit
-from mdistiller_ext.losses import Pair
-from mdistiller_ext.policies import Context
-from mdistiller_ext.settings import leaves
+from mdistiller_ext.distillers import Composition, Logit
+from mdistiller_ext.distillers.recipes import Weights
+from mdistiller_ext.losses import LOSSES, Pair
+from mdistiller_ext.policies import POLICIES, SLOTS, Context
+from mdistiller_ext.settings import Settings, leaves
 
 
 class Result(NamedTuple):
@@ -55,3 +59,58 @@ def apply(
     value = distiller.value(pair)
     (gradient,) = torch.autograd.grad(value.sum(), batch[0], retain_graph=True)
     return Result(value.detach(), gradient, pair)
+
+
+# Settings with which a loss goes with other policies.
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "DIST": {"GAMMA": 0.0},
+    "LDRLD": {"ALPHA": 0.0, "TOP": 3},
+}
+AT_ONCE = {"EAT": {"STEP_EPOCHS": 1}, "LP": {"STEP_EPOCHS": 1, "RATIOS": [0.2, 0.5]}}
+
+
+def modes(part: type[Settings], **settings: Any) -> list[Any]:
+    """A part with each of its choices, of words and of switches."""
+    choices = {}
+    for key, default in part.defaults().items():
+        if isinstance(default, bool):
+            choices[key] = [False, True]
+        elif isinstance(default, str):
+            choices[key] = part.rules()[key][1].removeprefix("one of ").split(", ")
+    return [
+        part(**settings, **dict(zip(choices, values, strict=True)))
+        for values in product(*choices.values())
+    ]
+
+
+def compositions(loss: str, complete: bool) -> Iterator[Composition]:
+    """Of a loss with up to three policies, three of them in every mode if `complete`."""
+    losses = modes(LOSSES[loss])
+    if loss in OTHERWISE:
+        losses += modes(LOSSES[loss], **OTHERWISE[loss])
+    for count in range(4):
+        for names in combinations(POLICIES, count):
+            each = [modes(POLICIES[name], **AT_ONCE.get(name, {})) for name in names]
+            if count == 3 and not complete:
+                each = [[POLICIES[name](**AT_ONCE.get(name, {}))] for name in names]
+            for one, policies in product(losses, product(*each)):
+                order = sorted(policies, key=lambda p: list(SLOTS).index(p.slot))
+                yield Composition(Weights(), one, tuple(order))
+
+
+@dataclass
+class Cfg:
+    """All that a method reads of a config."""
+
+    LOGIT: Composition
+    SOLVER = SimpleNamespace(EPOCHS=2, BATCH_SIZE=20)
+
+    def __getitem__(self, name: str) -> Composition:
+        return self.LOGIT
+
+
+class Made(Logit):
+    """Built with such a config."""
+
+    TYPE = "LOGIT"
+    RECIPE = SimpleNamespace(read=lambda composed: composed)

@@ -8,15 +8,18 @@ derivative of both losses is compared, of each batch, many of which have one sam
 
 How far they may be off is no constant. Logits are rounded when they are divided by T, so that a
 log-probability is known to about eps (1 + max |z| / T + log C) and no better; the reference says
-by how much each result moves for that. A result counts as right within SLACK times as much.
+by how much each result moves for that. A result counts as right within SLACK times as much. Of
+losses without a condition by hand the reference is tried with log-probabilities that are off.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import composed
 import numpy as np
 import reference
 import torch
@@ -26,12 +29,19 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from mdistiller_ext import distiller_dict, get_cfg
+from mdistiller_ext.distillers import RECIPES
+from mdistiller_ext.distillers.recipes import Weights
 from mdistiller_ext.engine.build import build_autocast
-from mdistiller_ext.losses import Pair
+from mdistiller_ext.losses import LOSSES, Pair
 
 METHODS = ["KD", "DKD", "DKD_EAT", "DKD_DAT", "DKD_LP", "DKD_EAT_DAT_LP"]
+COMPOSED = {f"LOGIT {loss}": loss for loss in sorted(LOSSES)}
+POLICIES: list[list[str]] = [[], ["LS"], ["NORM"], ["LP"], ["LP", "LS"], ["LP", "NORM"], ["EAT"]]
+POLICIES += [["EAKD"]]
 LARGEST = 1e4
 SLACK = 8
+TRIALS = 6
+SLACK_OF_TRIALS = 24  # which rarely find the most that a result moves
 # What a float32 step cannot hold, and a float64 reference can.
 UNDERFLOW = 1e-30
 # How the networks give their logits: in a type, or as the last layer gives them under autocast.
@@ -84,20 +94,26 @@ def fuzz(name: str, cases: int, seed: int = 0) -> Iterator[Tally]:
     """At least so many cases of a method, a batch each time that the iterator is advanced."""
     tally = Tally()
     while tally.cases < cases:
-        key = [seed, METHODS.index(name), tally.batches]
+        key = [seed, [*METHODS, *COMPOSED].index(name), tally.batches]
         rng = np.random.default_rng(key)
         batch = draw(rng)
-        cfg, epoch = settings(rng, name, batch.student.shape[1])
         mode = rng.choice(list(MODES))
+        check: Callable[..., dict[str, float]]
+        if name in METHODS:
+            cfg, epoch = settings(rng, name, batch.student.shape[1])
+            check, what = partial(compare, name), name
+        else:
+            cfg, epoch = composition(rng, COMPOSED[name], batch.student.shape[1])
+            check, what = partial(compare_formula, rng), f"{name} with {cfg.LOGIT.POLICIES}"
         try:
-            errors = compare(name, cfg, epoch, mode, batch)
+            errors = check(cfg, epoch, mode, batch)
         except AssertionError as error:
             errors = {str(error): np.inf}
         for kind, error in errors.items():
             tally.worst[kind] = max(tally.worst.get(kind, 0.0), error)
         wrong = [f"{kind} {error:.3g}" for kind, error in errors.items() if not error <= 1]
         if wrong:
-            tally.faults.append(f"{name}, batch {key}, {mode}: {', '.join(wrong)}")
+            tally.faults.append(f"{what}, batch {key}, {mode}: {', '.join(wrong)}")
         tally.batches += 1
         tally.cases += len(batch.target)
         yield tally
@@ -158,6 +174,24 @@ def settings(rng: np.random.Generator, name: str, classes: int) -> tuple[CfgNode
     return cfg, int(rng.integers(1, cfg.SOLVER.EPOCHS + 1))
 
 
+def composition(rng: np.random.Generator, loss: str, classes: int) -> tuple[CfgNode, int]:
+    """A LOGIT config of a loss with policies that go with it, and an epoch."""
+    cfg = get_cfg()
+    cfg.SOLVER.EPOCHS = 80
+    cfg.DISTILLER.TYPE = "LOGIT"
+    node = cfg.LOGIT
+    node.LOSS, node.T = loss, float(rng.choice([0.5, 1.0, 2.0, 4.0, 20.0]))
+    node.LP.RATIOS = np.sort(rng.uniform(0, 1 - 2 / classes, 4)).tolist()
+    node.DIST.GAMMA, node.LDRLD.ALPHA = rng.choice([0.0, 1.0], 2).tolist()
+    node.RLD.RATIO = float(rng.choice([0.25, 1.0]))
+    node.ABKD.ALPHA, node.ABKD.BETA = rng.choice([0.0, 0.1, 0.5, 1.0], 2).tolist()
+    node.GDKD.TOP, node.LDRLD.TOP = rng.integers(2, 9, 2).tolist()
+    while True:
+        node.POLICIES = POLICIES[rng.integers(len(POLICIES))]
+        if not RECIPES["LOGIT"].read(node).conflict:
+            return cfg, int(rng.integers(1, cfg.SOLVER.EPOCHS + 1))
+
+
 @dataclass
 class Step:
     """What a distiller does with a batch.
@@ -179,9 +213,10 @@ def take(name: str, cfg: CfgNode, epoch: int, mode: str, batch: Batch) -> Step:
     dtype = MODES[mode] or torch.float32
     networks = [Answer(torch.tensor(z).to(dtype)) for z in (batch.student, batch.teacher)]
     distiller: Any = distiller_dict[name](*networks, cfg).train()
-    pairs, pair = [], distiller.pair
+    pairs, given, pair = [], [], distiller.pair
 
     def recorded(*args: Any) -> Pair:
+        given.append(args)
         pairs.append(pair(*args))
         return pairs[-1]
 
@@ -189,7 +224,7 @@ def take(name: str, cfg: CfgNode, epoch: int, mode: str, batch: Batch) -> Step:
     image, target = torch.empty(len(batch.target), 0), torch.from_numpy(batch.target)
     with build_autocast("none" if MODES[mode] else "bf16", image.device)():
         logits, losses = distiller(image=image, target=target, epoch=epoch)
-        seen = [pairs[0].student.detach(), pairs[0].teacher]
+        seen = [given[0][0].detach(), given[0][1]]
     gradients = {
         term: torch.autograd.grad(loss, [logits, networks[0].logits], retain_graph=True)
         for term, loss in losses.items()
@@ -234,6 +269,70 @@ def compare(name: str, cfg: CfgNode, epoch: int, mode: str, batch: Batch) -> dic
     return errors
 
 
+def compare_formula(
+    rng: np.random.Generator, cfg: CfgNode, epoch: int, mode: str, batch: Batch
+) -> dict[str, float]:
+    """As `compare`, of a LOGIT config with the formula of its loss."""
+    step, node = take("LOGIT", cfg, epoch, mode, batch), cfg.LOGIT
+    student, teacher = (z.double() for z in step.logits)
+    target = torch.from_numpy(batch.target)
+
+    def results(noise: Callable[[Tensor], Tensor]) -> np.ndarray:
+        """The loss of the batch, then its gradient."""
+        logits = student.clone().requires_grad_()
+        rows = reference.formula(node, epoch, cfg.SOLVER.EPOCHS, logits, teacher, target, noise)
+        (gradient,) = torch.autograd.grad(rows.mean(), logits)
+        return np.concatenate([[rows.mean().item()], gradient.numpy().ravel()])
+
+    eps = torch.finfo(step.logits[0].dtype).eps
+    expected = results(torch.zeros_like)
+    tries = [
+        results(lambda z: torch.from_numpy(rng.uniform(-eps, eps, z.shape))) for _ in range(TRIALS)
+    ]
+    moves = np.abs(np.array(tries) - expected).max(0) + eps * np.abs(expected)
+    # Of a row's derivatives as much as of the one that moves most: each comes of all of them.
+    rows = moves[1:].reshape(student.shape)
+    rows[:] = rows.max(1, keepdims=True)
+    allowed = SLACK_OF_TRIALS * moves + UNDERFLOW
+    gradient, given = (g.double().numpy() for g in step.gradients["loss_kd"])
+    loss = step.losses["loss_kd"].item()
+    errors = {
+        "loss_kd": share(loss - expected[0], allowed[0]),
+        "loss_kd gradient": share(gradient.ravel() - expected[1:], allowed[1:]),
+    }
+    if mode == "float64":  # which is no better known by a reference in float64
+        errors = {kind: 0.0 if np.isfinite(error) else error for kind, error in errors.items()}
+    if not np.isfinite(given).all():
+        errors["loss_kd gradient by what the student gave"] = np.nan
+    return errors
+
+
+def compositions_stay_finite(loss: str, batches: int, seed: int = 0) -> list[str]:
+    """A loss with any policies in any mode: a line for each batch with a fault."""
+    faults, made = [], list(composed.compositions(loss, complete=True))
+    made = [parts for parts in made if not parts.conflict]
+    for number in range(batches):
+        rng = np.random.default_rng([seed, number])
+        batch = draw(rng)
+        size, classes = batch.student.shape
+        parts = made[rng.integers(len(made))]
+        if classes < 4 and any(type(policy).__name__ == "LP" for policy in parts.policies):
+            continue  # its ratios leave none
+        parts = parts._replace(weights=Weights(T=float(rng.choice([0.5, 1.0, 4.0, 20.0]))))
+        mode = rng.choice(list(MODES))
+        dtype = MODES[mode] or torch.float32
+        networks = [Answer(torch.tensor(z).to(dtype)) for z in (batch.student, batch.teacher)]
+        distiller = composed.Made(*networks, composed.Cfg(parts)).train()
+        image, target = torch.empty(size, 0), torch.from_numpy(batch.target)
+        with build_autocast("none" if MODES[mode] else "bf16", image.device)():
+            _, losses = distiller(image=image, target=target, epoch=int(rng.integers(1, 3)))
+        gradients = torch.autograd.grad(losses["loss_kd"], distiller.get_learnable_parameters())
+        results = [losses["loss_kd"], *gradients, *distiller.monitor.values()]
+        if not all(result.isfinite().all() for result in results):
+            faults.append(f"batch {number}, {mode}, {parts}: {losses['loss_kd']}")
+    return faults
+
+
 def share(error: np.ndarray, allowed: np.ndarray) -> float:
     return float((np.abs(error) / allowed).max())
 
@@ -246,7 +345,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     faults = 0
-    for name in METHODS:
+    for name in [*METHODS, *COMPOSED]:
         with tqdm(total=args.cases, desc=name, leave=False) as bar:
             for tally in fuzz(name, args.cases, args.seed):
                 bar.update(tally.cases - bar.n)

@@ -4,59 +4,17 @@ In every mode; three policies by default in their usual one, and -m slow has the
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import combinations, product
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
+from composed import Cfg, Made, compositions
 from composed import composed as built
 from torch import nn
 
-from mdistiller_ext.distillers import Composition, Logit
-from mdistiller_ext.distillers.recipes import Weights
+from mdistiller_ext.distillers import Composition
 from mdistiller_ext.errors import ConfigError
 from mdistiller_ext.losses import LOSSES
-from mdistiller_ext.policies import POLICIES, SLOTS, Context
-from mdistiller_ext.settings import Settings
-
-# Settings with which a loss goes with other policies.
-OTHERWISE: dict[str, dict[str, Any]] = {
-    "DIST": {"GAMMA": 0.0},
-    "LDRLD": {"ALPHA": 0.0, "TOP": 3},
-}
-AT_ONCE = {"EAT": {"STEP_EPOCHS": 1}, "LP": {"STEP_EPOCHS": 1, "RATIOS": [0.2, 0.5]}}
-
-
-def modes(part: type[Settings], **settings: Any) -> list[Any]:
-    """A part with each of its choices, of words and of switches."""
-    choices = {}
-    for key, default in part.defaults().items():
-        if isinstance(default, bool):
-            choices[key] = [False, True]
-        elif isinstance(default, str):
-            choices[key] = part.rules()[key][1].removeprefix("one of ").split(", ")
-    return [
-        part(**settings, **dict(zip(choices, values, strict=True)))
-        for values in product(*choices.values())
-    ]
-
-
-def compositions(loss: str, complete: bool) -> Iterator[Composition]:
-    """Of a loss with up to three policies, three of them in every mode if `complete`."""
-    losses = modes(LOSSES[loss])
-    if loss in OTHERWISE:
-        losses += modes(LOSSES[loss], **OTHERWISE[loss])
-    for count in range(4):
-        for names in combinations(POLICIES, count):
-            each = [modes(POLICIES[name], **AT_ONCE.get(name, {})) for name in names]
-            if count == 3 and not complete:
-                each = [[POLICIES[name](**AT_ONCE.get(name, {}))] for name in names]
-            for one, policies in product(losses, product(*each)):
-                order = sorted(policies, key=lambda p: list(SLOTS).index(p.slot))
-                yield Composition(Weights(), one, tuple(order))
+from mdistiller_ext.policies import Context
 
 
 class Tiny(nn.Module):
@@ -76,25 +34,9 @@ TARGET = torch.arange(20) % 10
 DRAWN = torch.rand(20, 40, generator=torch.Generator().manual_seed(1))
 
 
-@dataclass
-class Cfg:
-    """What a method reads of a config."""
-
-    LOGIT: Composition
-    SOLVER = SimpleNamespace(EPOCHS=2, BATCH_SIZE=20)
-
-    def __getitem__(self, name: str) -> Composition:
-        return self.LOGIT
-
-
-class Given(Logit):
-    TYPE = "LOGIT"
-    RECIPE = SimpleNamespace(read=lambda composed: composed)
-
-
 def train(composed: Composition) -> None:
     """Two epochs of one step, between which schedules move; in the second as a captured step is."""
-    distiller = Given(Tiny(0), Tiny(1), Cfg(composed)).train()
+    distiller = Made(Tiny(0), Tiny(1), Cfg(composed)).train()
     parameters = distiller.get_learnable_parameters()
     drawn = DRAWN[:, : distiller.draws(10)]
     for epoch in (1, 2):
@@ -119,7 +61,7 @@ def test_every_composition_trains_or_is_refused(loss, complete):
         if reason := composed.conflict:
             assert len(reason.split()) > 3
             with pytest.raises(ConfigError, match=re.escape(reason)):
-                Given(nn.Identity(), nn.Identity(), Cfg(composed))
+                Made(nn.Identity(), nn.Identity(), Cfg(composed))
             outcomes["refused"] += 1
             continue
         try:

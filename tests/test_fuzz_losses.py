@@ -7,8 +7,9 @@ import fuzz_losses
 import numpy as np
 import pytest
 import reference
+import torch
 
-from mdistiller_ext.losses import kl_divergence
+from mdistiller_ext.losses import LOSSES, kl_divergence
 from mdistiller_ext.losses.dkd import DKD
 from mdistiller_ext.policies import dat, lp
 
@@ -26,12 +27,37 @@ def test_short_form(name):
     assert min(tally.worst.values()) > 0.01 and max(tally.worst.values()) > 0.1
 
 
+@pytest.mark.parametrize("name", fuzz_losses.COMPOSED)
+def test_short_form_of_any_composition(name):
+    tally = fuzz(name, 300)
+    assert tally.faults == []
+    assert max(tally.worst.values()) > 0.001
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_composition_is_finite_at_the_extremes(loss):
+    assert fuzz_losses.compositions_stay_finite(loss, 30) == []
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_fault_of_any_loss_is_seen(loss, monkeypatch):
+    right = LOSSES[loss].__call__
+    monkeypatch.setattr(LOSSES[loss], "__call__", lambda own, pair: right(own, pair) * 1.001)
+    assert f"LOGIT {loss} with" in str(fuzz(f"LOGIT {loss}", 60).faults)
+
+
+def test_what_is_not_finite_is_seen(monkeypatch):
+    monkeypatch.setattr(LOSSES["KD"], "__call__", naive)
+    assert "nan" in str(fuzz_losses.compositions_stay_finite("KD", 30))
+
+
 dkd = DKD.__call__
 
 
 def naive(loss, pair):
     """The logarithm of a softmax that has rounded to 0."""
-    p_s, p_t = ((z / pair.tau).softmax(1) for z in (pair.student, pair.teacher))
+    tau = torch.as_tensor(pair.tau).reshape(-1, 1)
+    p_s, p_t = ((z / tau).softmax(1) for z in (pair.student, pair.teacher))
     return (p_t * (p_t.log() - p_s.log())).sum(1)
 
 

@@ -96,8 +96,11 @@ class Logit(Distiller):
         self, *, image: Tensor, target: Tensor, context: Context, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         logits, teacher = self.logits(image, context)
-        pair = self.pair(logits, teacher, target, context)
-        loss_kd = self.value(pair)  # before the cross-entropy: gradients are added in this order
+        with torch.autocast(image.device.type, enabled=False):
+            pair = self.pair(logits, teacher, target, context)
+            loss_kd = self.value(
+                pair
+            )  # before the cross-entropy: gradients are added in this order
         self.monitor = pair.seen | self.loss.seen(pair)
         if pair.weight is not None:
             self.monitor["mean_kd_weight"] = pair.weight.sum()

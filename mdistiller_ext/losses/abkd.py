@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..settings import Rule, setting
@@ -49,16 +48,18 @@ class ABKD(Loss):
         )
         ratio = log_q - log_p
 
-        def power(log: Tensor, exponent: float) -> Tensor:
-            return torch.exp(exponent * log)
+        def gap(power: float) -> Tensor:
+            """(q^power - p^power) / power, also where they are nearly equal, or far apart."""
+            if power == 0:
+                return ratio
+            q, p = ((power * log).exp() for log in (log_q, log_p))
+            near = power * ratio.abs() < 1
+            return (p * (power * ratio.where(near, 0.0)).expm1()).where(near, q - p) / power
 
-        if a == b == 0:
-            terms = 0.5 * ratio.square()
-        elif a == 0:
-            terms = (power(log_p, b) + power(log_q, b) * (b * ratio - 1)) / b**2
-        elif b == 0:
-            terms = (power(log_q, a) - power(log_p, a) * (a * ratio + 1)) / a**2
+        if a > 0:
+            terms = (gap(a + b) - (a * log_p).exp() * gap(b)) / a
+        elif b > 0:
+            terms = ((b * log_q).exp() * ratio - gap(b)) / b
         else:
-            whole = a * power(log_p, a + b) + b * power(log_q, a + b)
-            terms = (whole / (a + b) - power(log_p, a) * power(log_q, b)) / (a * b)
+            terms = ratio.square() / 2
         return terms.sum(dim=1)

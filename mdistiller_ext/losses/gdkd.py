@@ -35,12 +35,11 @@ class GDKD(Loss):
         order = prune(pair.teacher, ~kept).argsort(dim=1, descending=True, stable=True)
         top = (order.argsort(dim=1) < self.TOP) & kept
         rest = kept & ~top
-        # Where there is no rest, anything that is finite: it does not count.
-        apart = rest.any(dim=1)
-        out = rest | ~apart.unsqueeze(1)
+        # Where there is no rest, all against all, which is 0.
+        out = rest | (kept & ~rest.any(dim=1, keepdim=True))
         margins = (
             group_margin(logits, tau, top, out)
             for logits, tau in ((pair.student, pair.tau_s), (pair.teacher, pair.tau_t))
         )
-        binary = binary_kl(*margins).where(apart, 0.0)
-        return self.W0 * binary + self.W1 * kl_of(pair, top) + self.W2 * kl_of(pair, rest)
+        inside = self.W1 * kl_of(pair, top) + self.W2 * kl_of(pair, rest)
+        return self.W0 * binary_kl(*margins) + inside

@@ -47,8 +47,7 @@ class WTTM(TTM):
     """
 
     def weight(self, pair: Pair) -> Tensor:
-        certain, soft = (
-            prune(scale(pair.teacher, tau), pair.pruned).logsumexp(dim=1)
-            for tau in (1.0, pair.tau_t)
-        )
+        logits = prune(pair.teacher, pair.pruned)
+        behind = logits - logits.amax(dim=1, keepdim=True)
+        certain, soft = (scale(behind, tau).logsumexp(dim=1) for tau in (1.0, pair.tau_t))
         return (soft - certain / scalars(pair.tau_t, certain)).exp()

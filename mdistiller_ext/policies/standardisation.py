@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..losses import Pair
+from ..losses.divergence import prune
 from .base import Context, Policy
 
 
@@ -78,7 +79,9 @@ def _centred(logits: Tensor, pruned: Tensor | None) -> tuple[Tensor, Tensor]:
     """
     kept = torch.ones_like(logits) if pruned is None else (~pruned).to(logits)
     count = kept.sum(dim=1)
-    centred = logits - ((logits * kept).sum(dim=1) / count).unsqueeze(1)
+    # From one of them, so that equal ones have a mean that is exactly theirs.
+    behind = logits - prune(logits, pruned).detach().amax(dim=1, keepdim=True)
+    centred = behind - ((behind * kept).sum(dim=1) / count).unsqueeze(1)
     # Divided by the largest, because the squares of huge logits are infinite.
     largest = _not_zero((centred.detach() * kept).abs().amax(dim=1))
     squares = (centred * kept / largest.unsqueeze(1)).square().sum(dim=1)
