@@ -15,11 +15,11 @@ from typing import Any
 
 from yacs.config import CfgNode as CN
 
-from .data import FACTS
+from .data import Dataset, Facts, facts
 from .distillers import RECIPES, distiller_dict, source
 from .distillers.recipes import Layout
-from .errors import ConfigError, bare, brief
-from .models import ARCHITECTURES
+from .errors import ConfigError, RunError, bare, brief
+from .models import EXPECTED, is_network
 from .settings import (
     NAME,
     PATH,
@@ -43,7 +43,10 @@ from .yaml_file import read_yaml
 # Paths in which ~ and $VARIABLES are what a shell makes of them.
 HOMES = [("LOG", "PREFIX"), ("DATASET", "ROOT")]
 HOMES += [("DISTILLER", key) for key in ("TEACHER_CKPT", "TEACHER_CFG", "TEACHER_TABLE_ROOT")]
-NUM_CLASSES = {name: facts.classes for name, facts in FACTS.items()}
+ASSISTANTS: Rule = (
+    lambda v: all(type(n) is str and (is_network(n) or n.endswith((".yaml", ".yml"))) for n in v),
+    "a list of networks, or of YAML files that train one each",
+)
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,6 @@ class Experiment(Settings):
 
 
 @dataclass(frozen=True)
-class Dataset(Settings):
-    TYPE: str = setting("cifar100", one_of(*FACTS))
-    ROOT: str = setting("./data", PATH, "where its files are, or are downloaded to")
-    NUM_WORKERS: int = setting(2, count(0), "the toolkit's; no effect here")
-
-
-@dataclass(frozen=True)
 class DatasetTest(Settings):
     BATCH_SIZE: int = setting(64, count(1), "images at once; at least 2,500 on a GPU")
 
@@ -68,9 +64,12 @@ class DatasetTest(Settings):
 @dataclass(frozen=True)
 class Networks(Settings):
     TYPE: str = setting("NONE", one_of(*distiller_dict), "the method")
-    TEACHER: str = setting("ResNet50", one_of(*ARCHITECTURES))
-    STUDENT: str = setting("resnet32", one_of(*ARCHITECTURES))
-    TEACHER_CKPT: str = setting("", or_empty(PATH), "its weights; empty: look in the usual places")
+    TEACHER: str = setting("ResNet50", (is_network, EXPECTED))
+    STUDENT: str = setting("resnet32", (is_network, EXPECTED))
+    ASSISTANTS: list = setting([], ASSISTANTS, "trained one after the other between the two")
+    TEACHER_CKPT: str = setting(
+        "", or_empty(PATH), "its weights; empty: the usual places; pretrained: the library's own"
+    )
     TEACHER_CFG: str = setting("", or_empty(PATH), "trains the teacher where no weights are found")
     TEACHER_TABLE: str = setting("auto", one_of("auto", "on", "off"), "keep the teacher's logits")
     TEACHER_TABLE_DTYPE: str = setting(
@@ -158,9 +157,11 @@ def rule_of(key: str) -> Rule:
 
 
 def load_cfg(
-    file: str | Path, options: Sequence[Any] = (), shared: Mapping[str, Any] = MappingProxyType({})
+    file: str | Path | None,
+    options: Sequence[Any] = (),
+    shared: Mapping[str, Any] = MappingProxyType({}),
 ) -> CN:
-    """A checked, frozen config: the defaults, then a YAML file, then `KEY VALUE` pairs.
+    """A checked, frozen config: the defaults, then a YAML file if any, then `KEY VALUE` pairs.
 
     Of pairs with the same key the last one counts. DISTILLER.TEACHER_CFG is relative to the YAML
     file's folder.
@@ -173,7 +174,7 @@ def load_cfg(
         ConfigError: all faults at once, one a line.
     """
     over = as_pairs(options)
-    tree = read_yaml(Path(file), f"--cfg {file}")
+    tree = read_yaml(Path(file), f"--cfg {file}") if file else over
     if tree is None or tree == {}:
         raise ConfigError(f"--cfg {file}: sets nothing, expected sections of keys")
     if not isinstance(tree, dict):
@@ -192,8 +193,13 @@ def load_cfg(
         raise ConfigError("\n".join(faults.values()))
     for section, key in HOMES:
         cfg[section][key] = os.path.expandvars(os.path.expanduser(cfg[section][key]))
-    if cfg.DISTILLER.TEACHER_CFG:
+    if file and cfg.DISTILLER.TEACHER_CFG:
         cfg.DISTILLER.TEACHER_CFG = str(Path(file).parent / cfg.DISTILLER.TEACHER_CFG)
+    if file:
+        cfg.DISTILLER.ASSISTANTS = [
+            str(Path(file).parent / name) if name.endswith((".yaml", ".yml")) else name
+            for name in cfg.DISTILLER.ASSISTANTS
+        ]
     cfg.freeze()
     return cfg
 
@@ -244,13 +250,18 @@ def check(cfg: CN, before: Mapping[str, str] = MappingProxyType({})) -> dict[str
     apply(alone)
     names = ("DATASET.TYPE", "DISTILLER.TYPE", "DISTILLER.STUDENT", "DISTILLER.TEACHER")
     if not faults.keys() & set(names):
-        apply(rules_beside(cfg))
-        _check_method(cfg, faults, apply)
+        try:
+            data = facts(cfg.DATASET)
+        except (ConfigError, RunError) as error:
+            faults["DATASET.ROOT"] = str(error)
+            return faults
+        apply(rules_beside(cfg, data))
+        _check_method(cfg, data, faults, apply)
     return faults
 
 
 def _check_method(
-    cfg: CN, faults: dict[str, str], apply: Callable[[Mapping[str, Rule]], None]
+    cfg: CN, data: Facts, faults: dict[str, str], apply: Callable[[Mapping[str, Rule]], None]
 ) -> None:
     """Add what is wrong with the settings of a method of ours beside each other."""
     method = cfg.DISTILLER.TYPE
@@ -259,7 +270,7 @@ def _check_method(
     recipe, node = RECIPES[method], cfg[method]
     if any(key.startswith(f"{method}.") for key in faults):
         return
-    beside = recipe.rules_beside(node, NUM_CLASSES[cfg.DATASET.TYPE])
+    beside = recipe.rules_beside(node, data.classes)
     apply({f"{method}.{place}": rule for place, rule in beside.items()})
     if reason := recipe.read(node).conflict:
         faults[method] = f"{method}: this combination is not allowed: {reason}"
@@ -339,7 +350,8 @@ def _merge(values: Mapping[str, Any], cfg: CN) -> dict[str, str]:
         else:
             hint = f" (write {brief(value)}.0)" if type(value) is int and kind is float else ""
             faults[key] = (
-                f"{key}: {brief(given)} is of the wrong type, expected {kind.__name__}: "
+                f"{key}: {brief(given)} is of the wrong type, expected "
+                f"{'text' if kind is str else kind.__name__}: "
                 f"{rule_of(key)[1]}{hint}"
             )
     return faults

@@ -301,6 +301,13 @@ def _brief(error: Exception) -> str:
     return textwrap.shorten(text, 300, placeholder=" ...") or type(error).__name__
 
 
+def default_cache() -> Path:
+    """The cache folder: MDISTILLER_EXT_CACHE, or mdistiller_ext in the user's cache folder."""
+    own = os.environ.get("MDISTILLER_EXT_CACHE")
+    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(own).expanduser() if own else Path(users) / "mdistiller_ext" / "teacher_tables"
+
+
 def code_hash(root: Path, but: str = "") -> str:
     """sha256 over the names and contents of all Python files under `root`, those in `but` apart."""
     digest = hashlib.sha256()

@@ -7,18 +7,29 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from composed import composed
 from conftest import CPU, ROOT, TIMES, signal_at, untrained_teacher, weights
 
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.engine import World, train, trainer
 from mdistiller_ext.engine.loop import Meter
 from mdistiller_ext.engine.record import read_record
-from mdistiller_ext.engine.replicas import SyncedBatchNorm2d
+from mdistiller_ext.engine.replicas import Replica, SyncedBatchNorm2d
 from mdistiller_ext.errors import ConfigError, RunError
 
 CONFIG = ROOT / "configs" / "digits" / "dkd_eat_dat_lp.yaml"
+# What else looks at the whole batch: DAT's ranking of any divergence, the gradient's length of EAT.
+LOGIT = """
+DATASET: {TYPE: digits}
+DISTILLER: {TYPE: LOGIT, TEACHER: resnet20, STUDENT: resnet8}
+SOLVER: {LR_DECAY_STAGES: []}
+LOGIT:
+  {LOSS: WTTM, POLICIES: [EAT, DAT], EAT: {MODE: gradient, STEP_EPOCHS: 1}, DAT: {RANGE: 0.5}}
+EXPERIMENT: {PROJECT: digits}
+"""
 # In each of two processes: a run whose batch norms are apart; one that the first process is told to
-# stop in its first epoch, and that goes on; and tools/train.py, which leaves the group.
+# stop in its first epoch, and that goes on; one of another method; and tools/train.py, which leaves
+# the group.
 RUNS = """
 import os, runpy, signal, sys
 from mdistiller_ext.config import load_cfg
@@ -30,8 +41,8 @@ tool, config, *options = sys.argv[1:]
 device, count = pick_device("cpu"), Meter.count
 world = World.join(device)
 
-def run(name, synced, resume=False):
-    cfg = load_cfg(config, [*options, "SOLVER.SYNC_BN", synced])
+def run(name, synced, resume=False, file=config):
+    cfg = load_cfg(file, [*options, "SOLVER.SYNC_BN", synced])
     train(cfg, name, device, world=world, resume=resume)
 
 def counted(self, images):
@@ -46,6 +57,7 @@ try:
 except Stopped:
     Meter.count = count
     run("parts", "True", resume=True)
+run("logit two", "True", file="logit.yaml")
 if world.first:
     print("the tool", flush=True)
 sys.argv = [tool, "--device", "cpu", "--cfg", config, *options]
@@ -61,7 +73,9 @@ def test_two_processes_train_as_one_does_stop_together_and_go_on(workdir):
     """
     options = ["SOLVER.EPOCHS", "2", "SOLVER.LR", "0.0001"]
     options += ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
+    Path("logit.yaml").write_text(LOGIT)
     train(load_cfg(CONFIG, options), "one", CPU)
+    train(load_cfg("logit.yaml", options), "logit one", CPU)
     Path("runs.py").write_text(RUNS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["runs.py", str(ROOT / "tools" / "train.py"), str(CONFIG), *options]
@@ -70,25 +84,36 @@ def test_two_processes_train_as_one_does_stop_together_and_go_on(workdir):
     output, by_tool = result.stdout.split("the tool\n")
     assert by_tool.count("epoch   2/2") == 1 and "processes: 2" in by_tool
     assert output.count("parts: going on after epoch 1") == 2
-    folders = {name: Path("output", "digits", name) for name in ("one", "two", "apart", "parts")}
-    one, two, apart, parts = (read_record(f / "record.json")["epochs"] for f in folders.values())
+    names = ("one", "two", "logit one", "logit two", "apart", "parts")
+    folders = {name: Path("output", "digits", name) for name in names}
+    epochs = {name: read_record(f / "record.json")["epochs"] for name, f in folders.items()}
+    two, apart, parts = (epochs[name] for name in ("two", "apart", "parts"))
 
-    for before, after in zip(one, two, strict=True):
-        for key in ("loss", "loss_ce", "loss_kd", "train_top1", "test_nll"):
-            assert after[key] == pytest.approx(before[key], rel=5e-6), key
-        for key in ("lr", "temperature", "pruned_ratio", "dat_raised", "dat_lowered"):
-            assert after[key] == before[key]
-    assert two[0]["dat_raised"] > 0
-    first, second, third = (weights(folders[name]) for name in ("one", "two", "parts"))
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-5)
+    settings = ["lr", "temperature", "pruned_ratio", "eat_temperature", "dat_raised", "dat_lowered"]
+    for alone, shared in (("one", "two"), ("logit one", "logit two")):
+        for before, after in zip(epochs[alone], epochs[shared], strict=True):
+            for key in ("loss", "loss_ce", "loss_kd", "train_top1", "test_nll"):
+                assert after[key] == pytest.approx(before[key], rel=5e-6), key
+            assert [after.get(key) for key in settings] == [before.get(key) for key in settings]
+        assert epochs[shared][0]["dat_raised"] > 0
+        first, second = (weights(folders[name]) for name in (alone, shared))
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-5)
+    assert epochs["logit two"][0]["mean_kd_weight"] > 1
 
     assert two[0]["loss"] != pytest.approx(apart[0]["loss"], rel=1e-4)
 
     # The same bits: a sum of two terms has no order.
     assert untimed(two) == untimed(parts)
+    second, third = (weights(folders[name]) for name in ("two", "parts"))
     assert all(torch.equal(value, third[key]) for key, value in second.items())
+
+
+def test_what_compares_samples_with_each_other_is_for_one_process():
+    distiller = composed("DIST", ["LS"])
+    with pytest.raises(ConfigError, match="LOGIT takes one process: DIST compares samples"):
+        Replica(distiller, World(0, 2), False)
 
 
 def untimed(epochs):

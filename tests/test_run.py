@@ -24,7 +24,7 @@ from conftest import (
 from filelock import FileLock
 
 from mdistiller_ext.config import RULES, load_cfg
-from mdistiller_ext.engine import default_name, run, train, train_many, trainer, training
+from mdistiller_ext.engine import default_name, events, run, train, train_many, trainer, training
 from mdistiller_ext.engine import folder as folder_module
 from mdistiller_ext.engine.loop import learning_rate
 from mdistiller_ext.engine.record import read_record
@@ -558,6 +558,16 @@ def test_names_too_long_for_a_folder_are_still_different():
         names.add(default_name(cfg, options))
     assert len(names) == 2
     assert all(name.endswith("한,seed0") and 190 < len(name.encode()) <= 200 for name in names)
+
+
+def test_the_time_left_leaves_the_tables_filling_out(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(events.time, "perf_counter", lambda: now[0])
+    progress = events.Progress(steps=9, epochs=2, first_epoch=1, show=False)
+    with progress.filling(5):
+        now[0] += 70
+    now[0] += 10  # for half an epoch
+    assert progress.left(0.5).total_seconds() == 30
 
 
 def test_learning_rate_falls_after_each_stage():

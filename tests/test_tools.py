@@ -6,6 +6,7 @@ import os
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from conftest import ROOT, untrained_teacher
 
 from mdistiller_ext.command import run
+from mdistiller_ext.teacher import TeacherTable
 
 DIGITS = str(ROOT / "configs" / "digits" / "vanilla.yaml")
 
@@ -54,11 +56,33 @@ def test_a_teacher_table_is_filled_once(tool, workdir):
     assert tool("teacher_table", *cfg)[2] == (
         "teacher_table.py: error: DISTILLER.TYPE: NONE has no teacher\n"
     )
+    status, _, error = tool("teacher_table", *words, "DISTILLER.TEACHER_TABLE", "off")
+    assert status == 2 and "DISTILLER.TEACHER_TABLE: off, so that no run would read" in error
+
+
+def test_a_teacher_table_that_is_stopped_says_what_is_kept(tool, workdir, monkeypatch):
+    words = ["--cfg", str(ROOT / "configs" / "digits" / "dkd.yaml"), "--device", "cpu"]
+    words += ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
+    words += ["DISTILLER.TEACHER_TABLE_ROOT", str(workdir / "tables")]
+    compute, calls = TeacherTable._compute, []
+
+    def computed(self, position):
+        calls.append(position)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute(self, position)
+
+    monkeypatch.setattr(TeacherTable, "_compute", computed)
+    status, output, error = tool("teacher_table", *words)
+    assert (status, error) == (143, "teacher_table.py: error: stopped by SIGTERM\n")
+    kept, computed = re.search(r": ([\d,]+) of 4,851 views, .*; ([\d,]+) computed", output).groups()
+    assert kept == computed not in ("0", "4,851")
 
 
 TEACHER = ["--cfg", str(ROOT / "configs" / "digits" / "dkd.yaml"), "DISTILLER.TEACHER_CKPT"]
 ERRORS = [
     (2, "train", ["--cfg", "no.yaml"], ["--cfg: no.yaml: No such file or directory"]),
+    (2, "bench", ["--json", "no/x.json"], ["--json: no: No such file or directory"]),
     (2, "bench", ["--rounds", "0"], ["--rounds: 0 is not allowed, expected at least 1"]),
     (2, "compare", ["run", "no.yaml"], ["no.yaml: No such file or directory"]),
     (2, "compare", ["run", DIGITS, "--jobs", "0"], ["--jobs: 0 is not allowed"]),

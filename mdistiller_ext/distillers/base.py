@@ -22,7 +22,8 @@ class Distiller(nn.Module):
     Attributes:
         TYPE: the method's name, in the registry and in the config.
         monitor: of the last training step, what is worth logging and must not be trained on:
-            name -> tensor of shape () that sums over an epoch.
+            name -> tensor of shape () that sums over an epoch; of names that begin with `mean_`
+            the sum is then divided by the number of images.
         coupled: why the batch must be in one process, or "".
     """
 
@@ -44,6 +45,10 @@ class Distiller(nn.Module):
     def get_learnable_parameters(self) -> list[nn.Parameter]:
         """The parameters the optimizer steps; a method with layers of its own adds them."""
         return list(self.student.parameters())
+
+    def get_undecayed_parameters(self) -> list[nn.Parameter]:
+        """Those of them that weight decay leaves alone."""
+        return []
 
     def get_extra_parameters(self) -> int:
         """Number of parameters that the method adds to the student's."""

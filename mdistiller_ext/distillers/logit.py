@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
@@ -41,6 +42,10 @@ class Logit(Distiller):
     def get_learnable_parameters(self) -> list[nn.Parameter]:
         return [*super().get_learnable_parameters(), *self.learned.parameters()]
 
+    def get_undecayed_parameters(self) -> list[nn.Parameter]:
+        left = [type(policy).__name__ for policy in self.policies if not policy.decayed]
+        return [p for name, act in self.learned.items() if name in left for p in act.parameters()]
+
     def get_extra_parameters(self) -> int:
         return sum(p.numel() for p in self.learned.parameters())
 
@@ -57,9 +62,14 @@ class Logit(Distiller):
 
     def pair(self, student: Tensor, teacher: Tensor, target: Tensor, context: Context) -> Pair:
         """What the loss compares: logits (B, C) with classes, temperatures and weights."""
+
+        def slope(of: Pair) -> Tensor:
+            value = self.value(self.completed(of)).sum()
+            return torch.autograd.grad(value, student, retain_graph=True)[0]
+
         base = context.now["temperature"]
         pair = Pair(student, teacher, target, tau_s=base, tau_t=base, tau=base)
-        context, at = context._replace(value=self.value), 0
+        context, at = context._replace(slope=slope), 0
         for slot in SLOTS:
             if slot == "statistic":
                 pair = self.loss.temperatures(pair)
@@ -68,15 +78,19 @@ class Logit(Distiller):
                     own, at = at, at + policy.draws(student.shape[1])
                     drawn = None if context.drawn is None else context.drawn[:, own:at]
                     pair = act(pair, context._replace(drawn=drawn))
+        return self.completed(pair)
+
+    def completed(self, pair: Pair) -> Pair:
+        """With what policies leave to the end: the class of those lumped, the loss's own weight."""
         pair = pair.settled()
         weight = self.loss.weight(pair)
         return pair if weight is None else pair.weighted(weight)
 
     def value(self, pair: Pair) -> Tensor:
-        """The distillation loss of each sample, (B,), with its factor and without weights."""
-        pair = pair.settled()
-        loss = self.loss(pair)
-        return self.loss.factor(pair, self.weights.T) * loss
+        """The distillation loss of each sample, (B,), with its factor and weights."""
+        value = self.loss(pair)
+        value = self.loss.factor(pair, self.weights.T) * value
+        return value if pair.weight is None else pair.weight * value
 
     def forward_train(
         self, *, image: Tensor, target: Tensor, context: Context, **kwargs: Any
@@ -84,10 +98,9 @@ class Logit(Distiller):
         logits, teacher = self.logits(image, context)
         pair = self.pair(logits, teacher, target, context)
         loss_kd = self.value(pair)  # before the cross-entropy: gradients are added in this order
-        self.monitor = dict(pair.seen)
+        self.monitor = pair.seen | self.loss.seen(pair)
         if pair.weight is not None:
-            loss_kd = pair.weight * loss_kd
-            self.monitor["kd_weight"] = pair.weight.sum()
+            self.monitor["mean_kd_weight"] = pair.weight.sum()
         if "warmup" in context.now:
             loss_kd = context.now["warmup"] * loss_kd
         return logits, {

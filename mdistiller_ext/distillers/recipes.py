@@ -37,8 +37,8 @@ class Composition(NamedTuple):
             own, slot = type(policy).__name__, policy.slot
             if slot in self.loss.OWNS:
                 return f"{own} sets {SLOTS[slot]}, and {name} {self.loss.OWNS[slot]}"
-            if slot == "classes" and self.loss.UNPRUNABLE and self.loss.coupled:
-                return f"{own} prunes classes, and {name} {self.loss.UNPRUNABLE}"
+            if slot == "classes" and self.loss.unprunable:
+                return f"{own} prunes classes, and {name} {self.loss.unprunable}"
             if policy.per_sample and self.loss.coupled:
                 return (
                     f"{own} gives each sample a factor of its own, and {name} compares samples "
@@ -220,4 +220,32 @@ RECIPES: dict[str, Recipe] = {
     "WTTM": Recipe(
         "WTTM", defaults={"T": 5.0, "KD_WEIGHT": 2.0}, source="the paper, ResNet-110 → 20"
     ),
+    "RLD": Recipe("RLD", defaults={"WARMUP": 20}, source="the command of the authors' README"),
+    "LDRLD": Recipe("LDRLD", source="the authors' README, 32x4 → 8x4"),
+    "ABKD": Recipe(
+        "ABKD", defaults={"KD_WEIGHT": 32.0}, source="the authors' README, ResNet-56 → 20"
+    ),
+    "DTKD": Recipe(
+        "DTKD",
+        defaults={"WARMUP": 20},
+        source="the authors' code, 32x4 → 8x4; ResNet-56 → 20 and 110 → 32 have ALPHA 1, BETA 0.5",
+    ),
+    "NKD": Recipe("NKD", defaults={"T": 1.0}, source="the authors' code, for ImageNet"),
+    "GDKD": Recipe(
+        "GDKD",
+        defaults={"W2": 1.0, "WARMUP": 20},
+        source="the authors' code, ResNet-56 → 20 and 110 → 32; 32x4 → 8x4 has W1 2, W2 8",
+    ),
+    "MLKD": Recipe(
+        "MLKD",
+        defaults={"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.45},
+        source="the code of RLD, which has this form",
+    ),
+    "CTKD": Recipe(
+        "KD", ["CTKD"], {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9}, source="the authors' script"
+    ),
+    "EAKD": Recipe(
+        "KD", ["EAKD"], {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9}, source="the authors' code"
+    ),
+    "DKD_EAKD": Recipe("DKD", ["EAKD"], {"WARMUP": 20}, source="the authors' code"),
 }

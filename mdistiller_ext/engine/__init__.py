@@ -3,6 +3,7 @@
 from .build import pick_device
 from .evaluation import fidelity, numbers, performance, predict
 from .folder import default_name, resumed_name
+from .own import distill
 from .replicas import World
 from .stop import StopSignals
 from .training import teacher_weights, train, train_many

@@ -7,17 +7,18 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..config import NUM_CLASSES
 from ..data import ImageSet
 from ..distillers import Distiller, distiller_dict, source
 from ..errors import ConfigError
-from ..models import cifar_model_dict
-from ..teacher import TeacherTable, Unwritable, Weights, default_root, features_taken, load_into
+from ..files import default_cache
+from ..models import build_network, checked
+from ..teacher import TeacherTable, Unwritable, Weights, features_taken, load_into
 from ..toolkit.methods import build_toolkit_distiller
 
 
@@ -56,24 +57,28 @@ def _keep_freed_memory() -> None:
         mallopt(m_top_pad, 1 << 26)
 
 
-def build_distiller(cfg: CfgNode, weights: Weights | None, targets: Tensor) -> Distiller:
+def build_distiller(cfg: CfgNode, weights: Weights | None, data: ImageSet) -> Distiller:
     """The student, the teacher with its weights, and the method between them.
 
     Args:
-        targets: labels of the training set, (N,), for a contrastive method of the toolkit.
+        data: the training set, which says the size of images and the number of classes.
 
     Raises:
         RunError: the weights do not fit the teacher.
     """
-    num_classes = NUM_CLASSES[cfg.DATASET.TYPE]
+
+    def network(role: str, name: str) -> nn.Module:
+        built = build_network(name, data.classes, cfg.DATASET.TYPE)
+        return checked(built, name, f"DISTILLER.{role}", data.classes, data.side)
+
     # The student draws first: with one seed it starts from the same weights in every method.
-    student = cifar_model_dict[cfg.DISTILLER.STUDENT][0](num_classes=num_classes)
-    teacher = None
+    student, teacher = network("STUDENT", cfg.DISTILLER.STUDENT), None
     if weights:
-        teacher = cifar_model_dict[cfg.DISTILLER.TEACHER][0](num_classes=num_classes)
-        load_into(teacher, weights, cfg.DISTILLER.TEACHER)
+        name = weights.network or cfg.DISTILLER.TEACHER
+        teacher = network("TEACHER", name)
+        load_into(teacher, weights, name)
     if source(cfg.DISTILLER) == "mdistiller":
-        return build_toolkit_distiller(cfg, student, teacher, targets)
+        return build_toolkit_distiller(cfg, student, teacher, data.targets)
     return distiller_dict[cfg.DISTILLER.TYPE](student, teacher, cfg)
 
 
@@ -111,7 +116,7 @@ def build_table(cfg: CfgNode, distiller: Distiller, data: ImageSet) -> TeacherTa
     Raises:
         RunError: the table's files are damaged.
     """
-    root = Path(cfg.DISTILLER.TEACHER_TABLE_ROOT or default_root())
+    root = Path(cfg.DISTILLER.TEACHER_TABLE_ROOT or default_cache())
     try:
         table = TeacherTable(root, distiller.teacher, data, cfg.DISTILLER.TEACHER_TABLE_DTYPE)
     except Unwritable as error:
@@ -131,8 +136,14 @@ def build_table(cfg: CfgNode, distiller: Distiller, data: ImageSet) -> TeacherTa
 
 
 def build_optimizer(cfg: CfgNode, distiller: Distiller) -> torch.optim.Optimizer:
+    ours = source(cfg.DISTILLER) == "ext"
+    apart = set(distiller.get_undecayed_parameters()) if ours else set()
+    decayed = [p for p in distiller.get_learnable_parameters() if p not in apart]
+    groups: list[dict[str, Any]] = [{"params": decayed}]
+    if apart:
+        groups.append({"params": list(apart), "weight_decay": 0.0})
     return torch.optim.SGD(
-        distiller.get_learnable_parameters(),
+        groups,
         lr=cfg.SOLVER.LR,
         momentum=cfg.SOLVER.MOMENTUM,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,

@@ -92,7 +92,8 @@ class Meter:
         self.sizes.append(images)
 
     def read(self) -> dict[str, float]:
-        """Means over the images so far: `loss`, its terms, `train_top1` (percent); monitors' sums.
+        """Means over the images so far: `loss`, its terms, `train_top1` (percent); of monitors the
+        sums, and of those called `mean_...` the means.
 
         Raises:
             RunError: a loss was not finite; it names the first such step and its terms.
@@ -113,12 +114,14 @@ class Meter:
             )
         weights = torch.tensor(self.sizes, dtype=torch.float64) / self.images
         means = dict(zip(self.names, (weights @ terms).tolist(), strict=True))
+        totals = read[self.terms.numel() :].tolist()
         sums = {
             name: value if total.is_floating_point() else int(value)
-            for (name, total), value in zip(
-                self.totals.items(), read[self.terms.numel() :].tolist(), strict=True
-            )
+            for (name, total), value in zip(self.totals.items(), totals, strict=True)
         }
+        for name in sums:
+            if name.startswith("mean_"):
+                sums[name] /= self.images
         top1 = 100 * sums.pop("correct") / self.images
         return {"loss": math.fsum(means.values()), **means, "train_top1": top1, **sums}
 

@@ -21,6 +21,7 @@ from ..inert import inert, weak_teacher
 from ..seeding import epoch_generator, random_state, set_random_state
 from ..teacher import Weights
 from ..toolkit.methods import toolkit_hash
+from . import chain
 from .environment import changes, environment
 from .evaluation import fidelity, numbers, performance, predict
 from .events import Events, Progress
@@ -91,6 +92,8 @@ class Run:
                 "name": cfg.DISTILLER.STUDENT,
                 "parameters": sum(p.numel() for p in self.student.parameters()),
             },
+            "chain": chain.facts(cfg),
+            "data": self._data_facts(),
             "config": plain(cfg),
         }
 
@@ -202,9 +205,9 @@ class Run:
         keys = self.train_set.draw(epoch_generator(solver.SEED, epoch))
         (index, view), sizes = self.world.divide(keys, solver.BATCH_SIZE)
         index, view = index[self.meter.images :], view[self.meter.images :]
-        answers, hits = None, {}
+        answers, hits, filling = None, {}, 0.0
         if self.table:
-            before = self.table.hits
+            before, asked = self.table.hits, time.perf_counter()
             with progress.filling(len(index)) as bar:
 
                 def told(count: int) -> None:
@@ -212,6 +215,7 @@ class Run:
                     self._stop_here()
 
                 answers = self.table.logits(index, view, told)
+            filling = time.perf_counter() - asked  # no part of the pace
             hits["teacher_table_hits"] = 100 * (self.table.hits - before) / max(1, len(index))
         progress.open(epoch)
         drawn, rest = self._drawn(epoch), sizes[self.meter.step :]
@@ -239,7 +243,7 @@ class Run:
             **train_metrics,
             **{f"test_{key}": value for key, value in test_metrics.items()},
             **hits,
-            "images_per_s": self.meter.images / seconds,
+            "images_per_s": self.meter.images / (seconds - filling),
             "seconds": time.perf_counter() - start,
         }
 
@@ -291,14 +295,31 @@ class Run:
             measured |= fidelity(logits, self.logits_teacher)
         return measured
 
+    def _data_facts(self) -> dict[str, Any]:
+        data, share = self.train_set, self.cfg.DATASET.HOLDOUT
+        held = f"{len(self.test_set):,} training images, held out"
+        if share:
+            print(f"DATASET.HOLDOUT {share}: what is called test are {held}")
+        return {
+            "train_images": len(data),
+            "evaluated_images": len(self.test_set),
+            "evaluated_on": held if share else "the test set",
+            "classes": data.classes,
+            "side": data.side,
+            "mean": data.mean.tolist(),
+            "std": data.std.tolist(),
+            "padding": data.padding,
+            "flips": data.flips,
+        }
+
     def _teacher_facts(self) -> dict[str, Any] | None:
         if self.weights is None or self.logits_teacher is None:
             return None
         # Read here, so that its logits are there for other runs' streams, too.
         measured = numbers(performance(self.logits_teacher, self.test_set.targets))
-        name = self.cfg.DISTILLER.TEACHER
+        name = self.weights.network or self.cfg.DISTILLER.TEACHER
         print(f"teacher {name} from {self.weights.file}: test top-1 {measured['top1']:.2f} %")
-        if weak := weak_teacher(name, measured["top1"], self.cfg.DATASET.TYPE):
+        if weak := weak_teacher(name, measured["top1"], self.train_set.classes):
             print(f"warning: {weak}")
         return {
             "name": name,

@@ -1,6 +1,7 @@
 """From a config to a finished run, or several: folders, locks and teachers."""
 
 import shutil
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -13,9 +14,12 @@ from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
 from ..config import load_cfg
+from ..data import facts
 from ..errors import ConfigError, RunError
 from ..files import discard_parts, load, write_atomically, writing
-from ..teacher import Weights, fetch_weights, find_weights, load_weights
+from ..models import pretrained
+from ..teacher import Weights, digest, fetch_weights, find_weights, load_weights
+from . import chain
 from .folder import default_name, earlier_state, finished_before
 from .replicas import World
 from .run import Finished, Run
@@ -33,10 +37,14 @@ def train(
     *,
     resume: bool = False,
     world: World | None = None,
+    weights: Weights | None = None,
+    patience: float | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Train as a config says, in the folder LOG.PREFIX/EXPERIMENT.PROJECT/name.
 
-    The processes of `world`, each of which calls this, share every batch.
+    The processes of `world`, each of which calls this, share every batch. A teacher's `weights`
+    that are not given are looked for. A folder that another process works in is waited for, at
+    most `patience` seconds, by default LOCK_WAIT.
 
     Returns:
         The record and the folder.
@@ -50,7 +58,7 @@ def train(
     """
     with StopSignals() as stop:
         lane = Lane(Shared(device, stop, world))
-        with opened(cfg, name, lane, resume=resume) as run:
+        with opened(cfg, name, lane, resume, weights, patience) as run:
             for _ in run.advance():
                 pass
             return run.record, run.folder
@@ -124,7 +132,7 @@ def follow_each_other(
         queue.remove(job)
         number, (cfg, name) = job
         try:
-            with opened(cfg, name, lane, resume=resume) as run:
+            with opened(cfg, name, lane, resume) as run:
                 yield from repeat(None, round(behind * run.turns))
                 yield from run.advance()
                 results[number] = run.record
@@ -134,7 +142,14 @@ def follow_each_other(
 
 
 @contextmanager
-def opened(cfg: CfgNode, name: str, lane: Lane, *, resume: bool) -> Iterator[Run | Finished]:
+def opened(
+    cfg: CfgNode,
+    name: str,
+    lane: Lane,
+    resume: bool,
+    weights: Weights | None = None,
+    patience: float | None = None,
+) -> Iterator[Run | Finished]:
     """A run, new or as it was left, while its folder is locked."""
     folder, shared = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), lane.shared
     world = shared.world
@@ -143,10 +158,8 @@ def opened(cfg: CfgNode, name: str, lane: Lane, *, resume: bool) -> Iterator[Run
         if world.first:
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                try:
-                    stack.enter_context(FileLock(folder / "lock", timeout=LOCK_WAIT))
-                except Timeout:
-                    raise RunError(f"{folder} is in use by another process") from None
+                lock = _locked(folder, LOCK_WAIT if patience is None else patience, shared.stop)
+                stack.callback(lock.release)
                 discard_parts(folder)
             record = finished_before(cfg, folder, resume)
             state = None if record else earlier_state(cfg, folder, resume)
@@ -155,9 +168,10 @@ def opened(cfg: CfgNode, name: str, lane: Lane, *, resume: bool) -> Iterator[Run
             print(f"{folder}: finished already")
             yield Finished(record, folder)
             return
-        weights = None
-        if cfg.DISTILLER.TYPE != "NONE":
-            weights = shared.weights(teacher_file(cfg, shared.device, world))
+        if cfg.DISTILLER.TYPE == "NONE":
+            weights = None
+        else:
+            weights = weights or teacher_weights(cfg, shared.device, world)
         if world.tell(state is not None) and not world.first:
             state = load(folder / "latest")
         if state and weights:
@@ -165,10 +179,27 @@ def opened(cfg: CfgNode, name: str, lane: Lane, *, resume: bool) -> Iterator[Run
         yield Run(cfg, folder, lane, weights, state)
 
 
+def _locked(folder: Path, patience: float, stop: StopSignals) -> FileLock:
+    """The lock of a folder, taken; a signal to stop is heeded while it is waited for.
+
+    Raises:
+        RunError: another process had it all the time.
+    """
+    lock, end = FileLock(folder / "lock"), time.monotonic() + patience
+    while True:
+        try:
+            lock.acquire(timeout=min(1.0, max(0.0, end - time.monotonic())))
+            return lock
+        except Timeout:
+            stop.check()
+            if time.monotonic() >= end:
+                raise RunError(f"{folder} is in use by another process") from None
+
+
 def _check_teacher(cfg: CfgNode, folder: Path, record: dict[str, Any]) -> None:
     """Of a run that is finished: the teacher is the same one, if it is still there."""
     node = cfg.DISTILLER
-    if record["teacher"]:
+    if record["teacher"] and not node.ASSISTANTS:
         file = find_weights(node.TEACHER, cfg.DATASET.TYPE, checkpoint=node.TEACHER_CKPT)
         if file:
             _same_teacher(load_weights(file), record["teacher"]["sha256"], folder)
@@ -182,19 +213,21 @@ def _same_teacher(weights: Weights, expected: str, folder: Path) -> None:
         )
 
 
-def teacher_weights(cfg: CfgNode, device: torch.device) -> Weights:
+def teacher_weights(cfg: CfgNode, device: torch.device, world: World | None = None) -> Weights:
     """The teacher's weights: found, trained as DISTILLER.TEACHER_CFG says, or downloaded."""
-    return load_weights(teacher_file(cfg, device, World()))
-
-
-def teacher_file(cfg: CfgNode, device: torch.device, world: World) -> Path:
+    if cfg.DISTILLER.ASSISTANTS:
+        return chain.assistant(cfg, device)
     wanted, file = (cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE), None
+    if cfg.DISTILLER.TEACHER_CKPT == "pretrained":
+        state = pretrained(wanted[0], facts(cfg.DATASET).classes)
+        return Weights(state, Path(wanted[0]), digest(state))
+    world = world or World()
     if world.first:
         file = find_weights(*wanted, checkpoint=cfg.DISTILLER.TEACHER_CKPT)
         if not file and cfg.DISTILLER.TEACHER_CFG:
             file = train_teacher(cfg, device)
         file = file or fetch_weights(*wanted)
-    return world.tell(file)
+    return load_weights(world.tell(file))
 
 
 def train_teacher(cfg: CfgNode, device: torch.device) -> Path:

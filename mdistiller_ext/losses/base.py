@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..settings import Settings
-from .divergence import Temperature, log_softmax, scalars
+from .divergence import Temperature, kl_divergence, log_softmax, scalars, target_mask
 
 LOSSES: dict[str, type["Loss"]] = {}
 
@@ -25,7 +25,7 @@ class Pair:
         pruned: classes that are not compared, bool (B, C), never the target; or None.
         lump: they are compared as if they were one class, instead of not at all.
         weight: of each sample, (B,), without gradient; or None.
-        seen: what is worth logging: name -> tensor of shape () that sums over an epoch.
+        seen: what is worth logging, as a distiller's `monitor`.
     """
 
     student: Tensor
@@ -79,11 +79,9 @@ class Loss(Settings):
 
     Attributes:
         OWNS: slots of policies that the loss takes itself, and why: slot -> reason.
-        UNPRUNABLE: why no class may be taken out, or "".
     """
 
     OWNS: ClassVar[dict[str, str]] = {}
-    UNPRUNABLE: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
         LOSSES[cls.__name__] = cls
@@ -92,6 +90,11 @@ class Loss(Settings):
     def coupled(self) -> bool:
         """Whether a sample's value depends on the other samples of the batch."""
         return False
+
+    @property
+    def unprunable(self) -> str:
+        """Why no class may be taken out, or ""."""
+        return ""
 
     def temperatures(self, pair: Pair) -> Pair:
         """The pair at the temperatures of a loss that does not take them as they come."""
@@ -110,8 +113,30 @@ class Loss(Settings):
         """A weight for each sample, (B,), that belongs to the loss."""
         return None
 
+    def seen(self, pair: Pair) -> dict[str, Tensor]:
+        """What is worth logging, as a distiller's `monitor`."""
+        return {}
+
     def __call__(self, pair: Pair) -> Tensor:
         raise NotImplementedError
+
+
+def kept_of(pair: Pair) -> Tensor:
+    """The classes that are compared, bool (B, C)."""
+    return torch.ones_like(pair.student, dtype=torch.bool) if pair.pruned is None else ~pair.pruned
+
+
+def others_of(pair: Pair, label: Tensor) -> Tensor:
+    """The classes that are compared but for one of each sample, (B,); bool (B, C)."""
+    return kept_of(pair) & ~target_mask(label, pair.student)
+
+
+def kl_of(pair: Pair, classes: Tensor) -> Tensor:
+    """KL(teacher || student) over some classes of each sample, bool (B, C); 0 where it has none."""
+    some = classes.any(dim=1)
+    pruned = ~classes & some.unsqueeze(1)
+    loss = kl_divergence(pair.student, pair.teacher, pair.tau_s, pruned, pair.tau_t)
+    return loss.where(some, 0.0)
 
 
 def probabilities(pair: Pair) -> tuple[Tensor, Tensor]:

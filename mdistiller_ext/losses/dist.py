@@ -1,7 +1,6 @@
 """DIST: correlations instead of values."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -23,14 +22,16 @@ class DIST(Loss):
     Published for CIFAR-100: CE_WEIGHT 1, KD_WEIGHT 2, BETA 1, GAMMA 1, T 4, no warm-up.
     """
 
-    UNPRUNABLE: ClassVar = "compares a class over samples that keep different classes"
-
     BETA: float = setting(1.0, number(0), "weight of the correlation over classes")
     GAMMA: float = setting(1.0, number(0), "weight of the correlation over samples")
 
     @property
     def coupled(self) -> bool:
         return self.GAMMA > 0
+
+    @property
+    def unprunable(self) -> str:
+        return "compares a class over samples that keep different classes" if self.coupled else ""
 
     def __call__(self, pair: Pair) -> Tensor:
         student, teacher = probabilities(pair)

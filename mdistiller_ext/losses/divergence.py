@@ -59,6 +59,15 @@ def target_margin(
     return -prune(behind, not_others).logsumexp(dim=1)
 
 
+def group_margin(logits: Tensor, temperature: Temperature, inside: Tensor, out: Tensor) -> Tensor:
+    """log(p(inside) / p(out)), shape (B,), of two sets of classes, bool (B, C), none empty."""
+    logits = at_least_float32(logits)
+    largest = prune(logits, ~(inside | out)).detach().amax(dim=1, keepdim=True)
+    behind = scale(logits - largest, temperature)
+    one, other = (prune(behind, ~group).logsumexp(dim=1) for group in (inside, out))
+    return one - other
+
+
 def binary_kl(margin_student: Tensor, margin_teacher: Tensor) -> Tensor:
     """KL between Bernoulli distributions given by their log-odds; finite for all finite ones."""
     hit = F.logsigmoid(margin_teacher) - F.logsigmoid(margin_student)

@@ -13,13 +13,14 @@ from ..settings import Rule, Settings
 POLICIES: dict[str, type["Policy"]] = {}
 
 # What policies own, in the order in which they act: classes before statistics, statistics before
-# spread. Of each slot but the last there is one owner.
+# spread. Of each slot but the weight, which is a product, there is one owner.
 SLOTS = {
     "classes": "what classes are compared",
     "base": "the base temperature",
     "statistic": "the temperature's statistic",
     "spread": "how temperatures spread over the batch",
     "weight": "the weight of each sample",
+    "size": "the size of the batch's gradient",
 }
 
 
@@ -47,21 +48,21 @@ class Context(NamedTuple):
 
     Attributes:
         now: what `schedule` gives for the epoch: numbers, or tensors of shape () on the device
-        where
-            one captured step serves all epochs.
+            where one captured step serves all epochs.
         answers: the teacher's logits of the images, (B, C), if they are known already.
         drawn: uniform random numbers in [0, 1) for each image, (B, draws), the same for a seed and
             an epoch wherever it is trained; the toolkit's own trainer draws none.
         whole: a value (B,) of each sample of this process -> the values of the whole batch, and
             where these are in it.
-        value: a pair -> the distillation loss of each sample, (B,), with factor, without weight.
+        slope: a pair of this step -> the gradient of its distillation loss, factor and weights
+            included, by the logits that the student gave, (B, C); summed over samples.
     """
 
     now: Mapping[str, float | Tensor]
     answers: Tensor | None = None
     drawn: Tensor | None = None
     whole: Callable[[Tensor], tuple[Tensor, slice]] = _alone
-    value: Callable[[Pair], Tensor] | None = None
+    slope: Callable[[Pair], Tensor] | None = None
 
     def uniform(self, like: Tensor) -> Tensor:
         """The numbers drawn for this step, as of `like`'s shape."""
@@ -93,6 +94,11 @@ class Policy(Settings):
     def per_sample(self) -> bool:
         """Whether the loss's factor or weight comes to differ between samples."""
         return False
+
+    @property
+    def decayed(self) -> bool:
+        """Whether weight decay acts on the parameters of what `build` makes."""
+        return True
 
     def schedule(self, epoch: int, run: RunFacts) -> dict[str, float]:
         """The settings that depend on the epoch, counted from 1, by the names of their logs."""

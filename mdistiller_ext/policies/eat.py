@@ -1,7 +1,7 @@
 """EAT, epoch adaptive temperature."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -40,7 +40,7 @@ class EAT(Policy):
 
     @property
     def slot(self) -> str:
-        return "base" if self.MODE == "temperature" else "weight"
+        return "base" if self.MODE == "temperature" else "size"
 
     def schedule(self, epoch: int, run: RunFacts) -> dict[str, float]:
         name = "temperature" if self.MODE == "temperature" else "eat_temperature"
@@ -90,10 +90,6 @@ def epoch_temperature(
 
 def _gradient_norm(pair: Pair, context: Context) -> Tensor:
     """The length of the gradient of the whole batch's loss by the student's logits, ()."""
-    assert context.value is not None
-    with torch.enable_grad():
-        student = pair.student.detach().requires_grad_()
-        loss = context.value(replace(pair, student=student)).sum()
-        (gradient,) = torch.autograd.grad(loss, student)
-    squares, _ = context.whole(gradient.square().sum(dim=1))
+    assert context.slope is not None
+    squares, _ = context.whole(context.slope(pair).square().sum(dim=1))
     return squares.sum().sqrt()

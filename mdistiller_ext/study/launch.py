@@ -22,7 +22,7 @@ from ..engine import StopSignals, pick_device, train, train_many
 from ..engine.events import watched
 from ..engine.folder import differences, plain
 from ..engine.record import printable, read_record
-from ..errors import ConfigError, RunError, Stopped
+from ..errors import ConfigError, RunError, Stopped, counted
 from ..files import writing
 from .plan import Job, Study
 
@@ -50,8 +50,8 @@ def run_jobs(jobs: Sequence[Job], launcher: Launcher, together: int = 1) -> dict
         return wrong
     left = [job for job in jobs if not finished(job)]
     print(
-        f"{len(jobs)} runs: {len(jobs) - len(left)} finished already, {len(left)} to go; each says "
-        f"how it goes on in {Path(jobs[0].folder.parent, '*', LOG)}",
+        f"{counted(len(jobs), 'run')}: {len(jobs) - len(left)} finished already, {len(left)} to "
+        f"go; each says how it goes on in {Path(jobs[0].folder.parent, '*', LOG)}",
         flush=True,
     )
     for job in left[:1]:

@@ -3,7 +3,7 @@ gives NaN."""
 
 from yacs.config import CfgNode
 
-from ..data import FACTS
+from ..data import Facts
 from ..models import ARCHITECTURES
 from ..settings import SWITCH, Rule, count, number, number_to, one_of, only, sizes
 
@@ -44,10 +44,9 @@ def toolkit_rule(key: str) -> Rule | None:
     return RULES.get(key) or RULES.get(key.rsplit(".", 1)[-1])
 
 
-def rules_beside(cfg: CfgNode) -> dict[str, Rule]:
+def rules_beside(cfg: CfgNode, data: Facts) -> dict[str, Rule]:
     """The rules that data set, method and networks make for other keys; these four are allowed."""
-    data, method = FACTS[cfg.DATASET.TYPE], cfg.DISTILLER.TYPE
-    rules: dict[str, Rule] = {}
+    method, rules = cfg.DISTILLER.TYPE, {}
     if method == "KDSVD":
         rules["KDSVD.K"] = number_to(1, data.side // 4)  # the side of the last feature map
     if method in ("RKD", "REVIEWKD"):
@@ -58,6 +57,8 @@ def rules_beside(cfg: CfgNode) -> dict[str, Rule]:
     if method in ("CRD", "REVIEWKD"):
         for side, role, lists in (("IN", "STUDENT", "SHAPES"), ("OUT", "TEACHER", "OUT_SHAPES")):
             network = cfg.DISTILLER[role]
+            if network not in ARCHITECTURES:
+                continue
             _, (_, *channels) = ARCHITECTURES[network]
             pooled, fits = channels[-1], f"as {network} has"
             rules[f"CRD.FEAT.{role}_DIM"] = only(pooled, fits)
