@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import get_cfg, load_cfg
     from .data import register_dataset
-    from .distillers import distiller_dict
+    from .distillers import distiller_dict, register_method
     from .engine import distill, train
     from .losses import dkd_loss, kl_divergence
     from .models import cifar_model_dict, register_network
@@ -30,6 +30,7 @@ _HOMES = {
     "pruning_mask": ".policies.lp",
     "register": ".toolkit.registration",
     "register_dataset": ".data",
+    "register_method": ".distillers",
     "register_network": ".models",
     "sample_temperature": ".policies.dat",
     "train": ".engine",
@@ -48,6 +49,7 @@ __all__ = [
     "pruning_mask",
     "register",
     "register_dataset",
+    "register_method",
     "register_network",
     "sample_temperature",
     "train",

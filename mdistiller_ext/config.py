@@ -17,9 +17,10 @@ from yacs.config import CfgNode as CN
 
 from .data import Dataset, Facts, facts
 from .distillers import RECIPES, distiller_dict, source
-from .distillers.recipes import Layout
+from .distillers.recipes import Layout, keys_of
 from .errors import ConfigError, RunError, bare, brief
 from .models import EXPECTED, is_network
+from .plugins import MODULES, import_modules
 from .settings import (
     NAME,
     PATH,
@@ -40,6 +41,7 @@ from .toolkit.methods import toolkit_node
 from .toolkit.rules import rules_beside, toolkit_rule
 from .yaml_file import read_yaml
 
+ANY: Rule = (lambda v: True, "a value")
 # Paths in which ~ and $VARIABLES are what a shell makes of them.
 HOMES = [("LOG", "PREFIX"), ("DATASET", "ROOT")]
 HOMES += [("DISTILLER", key) for key in ("TEACHER_CKPT", "TEACHER_CFG", "TEACHER_TABLE_ROOT")]
@@ -54,6 +56,7 @@ class Experiment(Settings):
     PROJECT: str = setting("distill", NAME, "folder of the runs, in LOG.PREFIX")
     NAME: str = setting("", or_empty(NAME), "folder of the run; empty: tag, options and seed")
     TAG: str = setting("default", TEXT, "begins the default name")
+    IMPORT: list = setting([], MODULES, "modules that register what the config names")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class DatasetTest(Settings):
 
 @dataclass(frozen=True)
 class Networks(Settings):
-    TYPE: str = setting("NONE", one_of(*distiller_dict), "the method")
+    TYPE: str = setting("NONE", lambda: one_of(*distiller_dict), "the method")
     TEACHER: str = setting("ResNet50", (is_network, EXPECTED))
     STUDENT: str = setting("resnet32", (is_network, EXPECTED))
     ASSISTANTS: list = setting([], ASSISTANTS, "trained one after the other between the two")
@@ -126,14 +129,28 @@ SECTIONS: dict[str, type[Settings]] = {
     "LOG": Log,
 }
 SHARED = {section.split(".")[0] for section in SECTIONS}
-# Every key of ours -> who declares it, by which name.
-KEYS: Layout = {
-    f"{node}.{key}": (part, key) for node, part in SECTIONS.items() for key in part.rules()
-}
-KEYS |= {
-    f"{name}.{place}": p for name, recipe in RECIPES.items() for place, p in recipe.layout.items()
-}
-RULES: dict[str, Rule] = {key: part.rules()[name] for key, (part, name) in KEYS.items()}
+
+
+def layout() -> Layout:
+    """Every key of ours -> who declares it, by which name; also of what was registered."""
+    nodes = {name: recipe.layout for name, recipe in RECIPES.items()}
+    nodes |= {node: keys_of(part) for node, part in (SECTIONS | _own_methods()).items()}
+    return {
+        f"{node}.{place}": part for node, places in nodes.items() for place, part in places.items()
+    }
+
+
+def rules() -> dict[str, Rule]:
+    """The rule of every key of ours."""
+    places = layout()
+    of_part = {part: part.rules() for part, _ in places.values()}
+    return {key: of_part[part][name] for key, (part, name) in places.items()}
+
+
+def _own_methods() -> dict[str, type[Settings]]:
+    """The settings of methods that are no recipes."""
+    found = {name: getattr(method, "SETTINGS", None) for name, method in distiller_dict.items()}
+    return {name: part for name, part in found.items() if part}
 
 
 def get_cfg() -> CN:
@@ -148,12 +165,14 @@ def get_cfg() -> CN:
         reduce(getitem, above, cfg)[last] = CN(part.defaults())
     for name, recipe in RECIPES.items():
         cfg[name] = recipe.node()
+    for name, part in _own_methods().items():
+        cfg[name] = CN(part.defaults())
     return cfg
 
 
 def rule_of(key: str) -> Rule:
     """The rule of a key alone."""
-    return RULES.get(key) or toolkit_rule(key) or (lambda v: True, "a value")
+    return rules().get(key) or toolkit_rule(key) or ANY
 
 
 def load_cfg(
@@ -182,6 +201,8 @@ def load_cfg(
     pairs = list(leaves(tree))
     counts = Counter(key for key, _ in pairs)
     faults = {key: f"{key}: is given {n} times in {file}" for key, n in counts.items() if n > 1}
+    modules = _as_type({**dict(pairs), **shared, **over}.get("EXPERIMENT.IMPORT", []), list)
+    import_modules(modules if type(modules) is list and MODULES[0](modules) else [])
     cfg = get_cfg()
     method = _text("TYPE", {**dict(pairs), **shared, **over}, cfg)
     values = dict(pairs) | {k: v for k, v in shared.items() if acts(k, method)} | over
@@ -242,7 +263,8 @@ def check(cfg: CN, before: Mapping[str, str] = MappingProxyType({})) -> dict[str
             if key in values and key not in faults and not allowed(values[key]):
                 faults[key] = f"{key}: {brief(values[key])} is not allowed, expected {text}"
 
-    alone = {key: rule_of(key) for key in values}
+    ours = rules()
+    alone = {key: ours.get(key) or toolkit_rule(key) or ANY for key in values}
     if cfg.DISTILLER.TYPE == "NONE":  # nobody asks for a teacher, and the default is not ours
         del alone["DISTILLER.TEACHER"]
     if source(cfg.DISTILLER) == "mdistiller":  # its registry has been asked already
@@ -265,7 +287,7 @@ def _check_method(
 ) -> None:
     """Add what is wrong with the settings of a method of ours beside each other."""
     method = cfg.DISTILLER.TYPE
-    if source(cfg.DISTILLER) != "ext" or method == "NONE":
+    if source(cfg.DISTILLER) != "ext" or method not in RECIPES:
         return
     recipe, node = RECIPES[method], cfg[method]
     if any(key.startswith(f"{method}.") for key in faults):

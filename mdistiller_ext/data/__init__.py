@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..plugins import check_free
 from ..seeding import epoch_generator
 from ..settings import PATH, Rule, Settings, count, number, number_to, one_of, setting
 from . import arrays, cifar10, cifar100, digits, tiny_imagenet
@@ -39,6 +40,7 @@ class Source(NamedTuple):
 
 
 DATASETS: dict[str, Source] = {}
+LOADED: dict[str, Facts] = {}  # of what had to be loaded to know, by its settings
 CHANNELS: Rule = (
     lambda v: len(v) in (0, 3) and all(type(x) in (int, float) and 0 < x < 1 for x in v),
     "three numbers above 0 and below 1, or none",
@@ -49,13 +51,7 @@ CHANNELS: Rule = (
 class Dataset(Settings):
     """The section DATASET."""
 
-    TYPE: str = setting(
-        "cifar100",
-        (
-            lambda v: v in DATASETS,
-            "one of cifar100, digits, cifar10, tiny_imagenet, folder, arrays, or a registered one",
-        ),
-    )
+    TYPE: str = setting("cifar100", lambda: one_of(*DATASETS))
     ROOT: str = setting("./data", PATH, "where its files are, or are downloaded to")
     SIDE: int = setting(0, number(0, 10_000), "pixels, to which the images of a folder are scaled")
     MEAN: list = setting([], CHANNELS, "of pixels in [0, 1]; empty: the data set's own")
@@ -70,9 +66,14 @@ class Dataset(Settings):
 
 
 def register_dataset(name: str) -> Callable[[Callable[[Dataset], Splits]], Any]:
-    """A decorator: `load(settings)` gives (train, test) where DATASET.TYPE is this name."""
+    """A decorator: `load(settings)` gives (train, test) where DATASET.TYPE is this name.
+
+    Raises:
+        ValueError: another data set has the name.
+    """
 
     def add(load: Callable[[Dataset], Splits]) -> Callable[[Dataset], Splits]:
+        check_free(name, DATASETS[name].load if name in DATASETS else None, load)
         DATASETS[name] = Source(load, None)
         return load
 
@@ -88,8 +89,11 @@ def facts(node: Mapping[str, Any]) -> Facts:
     settings = Dataset.read(node)
     source = DATASETS[settings.TYPE]
     if source.facts is None:
-        train, _ = get_dataset(node)
-        return Facts(len(train), train.classes, train.side)
+        key = repr(settings)
+        if key not in LOADED:
+            train, _ = get_dataset(node)
+            LOADED[key] = Facts(len(train), train.classes, train.side)
+        return LOADED[key]
     found = source.facts(settings)
     # Of each class a share, rounded; to about this.
     return found._replace(images=found.images - round(settings.HOLDOUT * found.images))

@@ -1,10 +1,11 @@
 """From a config to the parts of a run: device, distiller, optimizer."""
 
+import copy
 import ctypes
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..data import ImageSet
+from ..data import Batch, ImageSet, facts
 from ..distillers import Distiller, distiller_dict, source
-from ..errors import ConfigError
+from ..errors import ConfigError, RunError, brief
 from ..files import default_cache
-from ..models import build_network, checked
+from ..models import build_network, checked, shapes_of
 from ..teacher import TeacherTable, Unwritable, Weights, features_taken, load_into
 from ..toolkit.methods import build_toolkit_distiller
 
@@ -61,15 +62,17 @@ def build_distiller(cfg: CfgNode, weights: Weights | None, data: ImageSet) -> Di
     """The student, the teacher with its weights, and the method between them.
 
     Args:
-        data: the training set, which says the size of images and the number of classes.
+        data: the training set.
 
     Raises:
         RunError: the weights do not fit the teacher.
     """
 
+    classes = facts(cfg.DATASET).classes
+
     def network(role: str, name: str) -> nn.Module:
-        built = build_network(name, data.classes, cfg.DATASET.TYPE)
-        return checked(built, name, f"DISTILLER.{role}", data.classes, data.side)
+        built = build_network(name, classes, cfg.DATASET.TYPE)
+        return checked(built, name, f"DISTILLER.{role}", classes, data.side)
 
     # The student draws first: with one seed it starts from the same weights in every method.
     student, teacher = network("STUDENT", cfg.DISTILLER.STUDENT), None
@@ -78,14 +81,55 @@ def build_distiller(cfg: CfgNode, weights: Weights | None, data: ImageSet) -> Di
         teacher = network("TEACHER", name)
         load_into(teacher, weights, name)
     if source(cfg.DISTILLER) == "mdistiller":
-        return build_toolkit_distiller(cfg, student, teacher, data.targets)
+        with _fitting(cfg.DISTILLER.TYPE, student, teacher, _few(data)):
+            return build_toolkit_distiller(cfg, student, teacher, data.targets)
     return distiller_dict[cfg.DISTILLER.TYPE](student, teacher, cfg)
 
 
 def takes_features(distiller: Distiller, data: ImageSet) -> set[str]:
-    """Of which networks the method takes features, tried on a few images."""
+    """Of which networks the method takes features, tried on a few images.
+
+    Raises:
+        ConfigError: a method of the toolkit cannot live with those of these networks.
+    """
+    batch = _few(data)
+    if isinstance(distiller, Distiller):
+        return features_taken(distiller, batch)
+    with _fitting(distiller.TYPE, distiller.student, distiller.teacher, batch):
+        return features_taken(distiller, batch)
+
+
+def _few(data: ImageSet) -> Batch:
     few = torch.arange(min(4, len(data)), device=data.targets.device)
-    return features_taken(distiller, data.batch(few, torch.zeros_like(few)))
+    return data.batch(few, torch.zeros_like(few))
+
+
+@contextmanager
+def _fitting(
+    method: str, student: nn.Module, teacher: nn.Module | None, batch: Batch
+) -> Iterator[None]:
+    """Turns what a method of the toolkit raises for networks that it cannot take into one line.
+
+    Raises:
+        ConfigError: says the shapes of the networks' features.
+    """
+    try:
+        yield
+    except (ConfigError, RunError):
+        raise
+    except Exception as error:
+        pair = {"student": student, "teacher": teacher}
+        shapes = [f"{role} {_features(net, batch)}" for role, net in pair.items() if net]
+        raise ConfigError(
+            f"DISTILLER.TYPE: {method} does not go with this pair: {type(error).__name__}: "
+            f"{brief(str(error))}; features of {', of '.join(shapes)}"
+        ) from error
+
+
+def _features(network: nn.Module, batch: Batch) -> dict[str, Any]:
+    image = batch.image.to(next(network.parameters()).device)
+    with torch.no_grad():
+        return shapes_of(copy.deepcopy(network).eval()(image)[1])
 
 
 class CompiledStudent:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from ..data import facts
 from ..distillers import source
 from ..errors import ConfigError, RunError, Stopped
 from ..files import save
@@ -22,7 +23,7 @@ from ..seeding import epoch_generator, random_state, set_random_state
 from ..teacher import Weights
 from ..toolkit.methods import toolkit_hash
 from . import chain
-from .environment import changes, environment
+from .environment import changes, environment, imported
 from .evaluation import fidelity, numbers, performance, predict
 from .events import Events, Progress
 from .folder import LATEST, check_history, fitting, plain, save_state
@@ -136,6 +137,7 @@ class Run:
             "together": self.shared.together,
             "cuda_graph": self.trainer.captured is not None,
             "toolkit": toolkit_hash() if source(self.cfg.DISTILLER) == "mdistiller" else None,
+            "imported": imported(self.cfg),
         }
         if before and (apart := changes(before[-1], session)):
             print(
@@ -304,7 +306,7 @@ class Run:
             "train_images": len(data),
             "evaluated_images": len(self.test_set),
             "evaluated_on": held if share else "the test set",
-            "classes": data.classes,
+            "classes": facts(self.cfg.DATASET).classes,
             "side": data.side,
             "mean": data.mean.tolist(),
             "std": data.std.tolist(),
@@ -319,7 +321,7 @@ class Run:
         measured = numbers(performance(self.logits_teacher, self.test_set.targets))
         name = self.weights.network or self.cfg.DISTILLER.TEACHER
         print(f"teacher {name} from {self.weights.file}: test top-1 {measured['top1']:.2f} %")
-        if weak := weak_teacher(name, measured["top1"], self.train_set.classes):
+        if weak := weak_teacher(name, measured["top1"], facts(self.cfg.DATASET).classes):
             print(f"warning: {weak}")
         return {
             "name": name,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
+from ..data import facts
 from ..distillers import Distiller, source
 from ..errors import ConfigError
 from ..seeding import random_state, seed_everything
@@ -32,7 +33,6 @@ class Trainer:
     """Networks, method, optimizer and meter of a run, on the device, and how they take its steps.
 
     Attributes:
-        kind, teacher: what is decided by the config, and the sha256 of the teacher's weights.
         table: the teacher's table, or None.
         replica: the distiller as one of several processes has it, or None.
         captured: the step as a CUDA graph, or None.
@@ -41,7 +41,7 @@ class Trainer:
     """
 
     def __init__(self, cfg: CfgNode, shared: Shared, weights: Weights | None) -> None:
-        self.kind, self.teacher = kind(cfg), weights and weights.sha256
+        self.kind, self.weights = kind(cfg), weights
         self.world, device = shared.world, shared.device
         if device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = cfg.SOLVER.TF32
@@ -66,7 +66,7 @@ class Trainer:
         if cfg.SOLVER.COMPILE and not features:
             CompiledStudent(self.distiller.student)
         ours = source(cfg.DISTILLER) == "ext"
-        self.draws = self.distiller.draws(self.data.classes) if ours else 0
+        self.draws = self.distiller.draws(facts(cfg.DATASET).classes) if ours else 0
         # A method of the toolkit may change its teacher.
         self.frozen = ("teacher.",) if ours else ()
         self.meter = Meter(1, -(-len(self.data) // cfg.SOLVER.BATCH_SIZE))
@@ -85,9 +85,9 @@ class Trainer:
         self.random = random_state()
         return distiller
 
-    def renew(self, cfg: CfgNode, weights: Weights | None) -> None:
+    def renew(self, cfg: CfgNode) -> None:
         """Become the trainer of another run of this kind; every tensor stays where it is."""
-        self.distiller.load_state_dict(self._initial(cfg, weights).state_dict())
+        self.distiller.load_state_dict(self._initial(cfg, self.weights).state_dict())
         for state in self.optimizer.state.values():
             state["momentum_buffer"].zero_()  # of which SGD begins with none
 
@@ -206,9 +206,8 @@ class Lane:
 
     def prepare(self, cfg: CfgNode, weights: Weights | None) -> Trainer:
         """A trainer for a run that begins."""
-        teacher = weights and weights.sha256
-        if self.trainer and self.fits(cfg) and self.trainer.teacher == teacher:
-            self.trainer.renew(cfg, weights)
+        if self.trainer and self.fits(cfg) and self.trainer.weights is weights:
+            self.trainer.renew(cfg)
         else:
             if self.trainer:
                 self.trainer.release()  # before others are captured, on the same stream

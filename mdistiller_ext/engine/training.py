@@ -18,6 +18,7 @@ from ..data import facts
 from ..errors import ConfigError, RunError
 from ..files import discard_parts, load, write_atomically, writing
 from ..models import pretrained
+from ..plugins import import_modules
 from ..teacher import Weights, digest, fetch_weights, find_weights, load_weights
 from . import chain
 from .folder import default_name, earlier_state, finished_before
@@ -151,6 +152,7 @@ def opened(
     patience: float | None = None,
 ) -> Iterator[Run | Finished]:
     """A run, new or as it was left, while its folder is locked."""
+    import_modules(cfg.EXPERIMENT.IMPORT)  # in a process that did not read the config
     folder, shared = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), lane.shared
     world = shared.world
     with ExitStack() as stack:
@@ -168,10 +170,7 @@ def opened(
             print(f"{folder}: finished already")
             yield Finished(record, folder)
             return
-        if cfg.DISTILLER.TYPE == "NONE":
-            weights = None
-        else:
-            weights = weights or teacher_weights(cfg, shared.device, world)
+        weights = None if cfg.DISTILLER.TYPE == "NONE" else weights or _teacher(cfg, shared)
         if world.tell(state is not None) and not world.first:
             state = load(folder / "latest")
         if state and weights:
@@ -213,21 +212,32 @@ def _same_teacher(weights: Weights, expected: str, folder: Path) -> None:
         )
 
 
-def teacher_weights(cfg: CfgNode, device: torch.device, world: World | None = None) -> Weights:
+def teacher_weights(cfg: CfgNode, device: torch.device) -> Weights:
     """The teacher's weights: found, trained as DISTILLER.TEACHER_CFG says, or downloaded."""
-    if cfg.DISTILLER.ASSISTANTS:
-        return chain.assistant(cfg, device)
+    return _teacher(cfg, Shared(device, StopSignals()))
+
+
+def _teacher(cfg: CfgNode, shared: Shared) -> Weights:
+    node = cfg.DISTILLER
+    if node.ASSISTANTS:
+        first = shared.world.first  # the others wait for it
+        file = shared.world.tell(chain.assistant(cfg, shared.device) if first else None)
+        network = chain.link(cfg).DISTILLER.STUDENT
+        return shared.once(load_weights(file)._replace(network=network))
+    if node.TEACHER_CKPT == "pretrained":
+        state = pretrained(node.TEACHER, facts(cfg.DATASET).classes)
+        return shared.once(Weights(state, Path(node.TEACHER), digest(state)))
+    return shared.weights(teacher_file(cfg, shared.device, shared.world))
+
+
+def teacher_file(cfg: CfgNode, device: torch.device, world: World) -> Path:
     wanted, file = (cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE), None
-    if cfg.DISTILLER.TEACHER_CKPT == "pretrained":
-        state = pretrained(wanted[0], facts(cfg.DATASET).classes)
-        return Weights(state, Path(wanted[0]), digest(state))
-    world = world or World()
     if world.first:
         file = find_weights(*wanted, checkpoint=cfg.DISTILLER.TEACHER_CKPT)
         if not file and cfg.DISTILLER.TEACHER_CFG:
             file = train_teacher(cfg, device)
         file = file or fetch_weights(*wanted)
-    return load_weights(world.tell(file))
+    return world.tell(file)
 
 
 def train_teacher(cfg: CfgNode, device: torch.device) -> Path:

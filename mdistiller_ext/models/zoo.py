@@ -1,29 +1,35 @@
 """Networks by name: ours, the toolkit's, timm's, torchvision's and one's own, with one contract."""
 
 import importlib
-import os
 import re
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, brief
-from .resnet import ARCHITECTURES, cifar_model_dict
+from ..plugins import check_free, import_module
+from .resnet import ARCHITECTURES, ResNet, cifar_model_dict
 
 EXPECTED = (
     f"one of {', '.join(ARCHITECTURES)}, a network of mdistiller where it is installed, timm:NAME, "
-    f"torchvision:NAME or package.module:factory"
+    f"torchvision:NAME, package.module:factory or a registered one"
 )
 OWN: dict[str, Callable[..., nn.Module]] = {}
 
 
 def register_network(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """A decorator: `factory(num_classes)` is the network of this name."""
+    """A decorator: `factory(num_classes)` is the network of this name.
+
+    Raises:
+        ValueError: another network has the name.
+    """
 
     def add(factory: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        check_free(name, ResNet if name in ARCHITECTURES else OWN.get(name), factory)
         OWN[name] = factory
         return factory
 
@@ -137,6 +143,34 @@ def pretrained(name: str, num_classes: int) -> dict[str, Tensor]:
     return network.state_dict()
 
 
+def feature_shapes(name: str, num_classes: int, side: int, dataset: str) -> dict[str, Any]:
+    """The shapes of a network's features for an image, as `shapes_of` gives them; {} if it fails,
+    for a check before training says why."""
+    try:
+        with torch.random.fork_rng([]), torch.no_grad():
+            network = build_network(name, num_classes, dataset).eval()
+            return shapes_of(network(torch.zeros(1, 3, side, side))[1])
+    except Exception:  # whatever a network does with images that it is not made for
+        return {}
+
+
+def shapes_of(maps: Any) -> Any:
+    """The shape of a map without the batch, (C, H, W); of a list or a dict of maps alike."""
+    if isinstance(maps, Tensor):
+        return tuple(maps.shape[1:])
+    if isinstance(maps, Mapping):
+        return {key: shapes_of(part) for key, part in maps.items()}
+    return [shapes_of(part) for part in maps]
+
+
+def home(name: str) -> str:
+    """The module that a network comes from."""
+    if name in OWN:
+        return OWN[name].__module__
+    library, colon, _ = name.partition(":")
+    return library if colon else "mdistiller_ext" if name in ARCHITECTURES else "mdistiller"
+
+
 def _factory(name: str, dataset: str) -> Callable[..., nn.Module]:
     library, colon, rest = name.partition(":")
     if name in OWN:
@@ -146,19 +180,27 @@ def _factory(name: str, dataset: str) -> Callable[..., nn.Module]:
         zoo = {**cifar, **tiny} if dataset == "tiny_imagenet" else {**tiny, **cifar}
         if name not in zoo:
             raise ConfigError(f"network {name}: mdistiller has none of this name")
-        return zoo[name][0]
+        return _silent(zoo[name][0])
     if library == "timm":
         timm = _library("timm", name)
         return lambda num_classes: timm.create_model(rest, num_classes=num_classes)
     if library == "torchvision":
         models = _library("torchvision", name).models
         return lambda num_classes: models.get_model(rest, weights=None, num_classes=num_classes)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     try:
-        return getattr(importlib.import_module(library), rest)
+        return getattr(import_module(library), rest)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"network {name}: {error}") from error
+
+
+def _silent(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """MobileNetV2 of the toolkit prints its width."""
+
+    def built(num_classes: int) -> nn.Module:
+        with redirect_stdout(StringIO()):
+            return build(num_classes=num_classes)
+
+    return built
 
 
 def _library(library: str, name: str) -> Any:

@@ -66,6 +66,7 @@ def build_toolkit_distiller(
     """
     name = cfg.DISTILLER.TYPE
     cls = _adapted(import_toolkit().registry[name])
+    cls.TYPE = name
     if teacher is None:
         return cls(student)
     if name == "CRD":
