@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import chain
 
 import pytest
 import torch
@@ -15,41 +16,53 @@ from mdistiller_ext.data import ImageSet
 from mdistiller_ext.engine.build import build_optimizer
 from mdistiller_ext.engine.graph import DeviceSteps
 from mdistiller_ext.engine.loop import Meter, learning_rate, train_epoch
+from mdistiller_ext.losses import LOSSES
+from mdistiller_ext.policies import POLICIES
 from mdistiller_ext.seeding import epoch_generator
 from mdistiller_ext.settings import leaves
 
-# Every method, and of the general one what the others have not.
-COMPOSED = [
-    ["LOSS", "KD", "POLICIES", ["LS", "LP"], "LP.CLASSES", "random", "LP.MODE", "lump"],
-    ["LOSS", "KD", "POLICIES", ["NORM", "EAT", "DAT"], "DAT.GROUPS", "random"],
-    ["LOSS", "WTTM", "POLICIES", ["EAT", "DAT"], "EAT.MODE", "gradient", "DAT.MODE", "weight"],
-]
-METHODS = [(name, []) for name in distiller_dict] + [("LOGIT", options) for options in COMPOSED]
+# A loss and policies, with their settings in LOGIT.
+LOGIT = {
+    "KD, LS and EAT's gradient": ("KD", ["LS", "EAT"], {"EAT": {"MODE": "gradient"}}),
+    "DKD, NORM and LP's lump": ("DKD", ["NORM", "LP"], {"LP": {"MODE": "lump"}}),
+    "DIST and EAT": ("DIST", ["EAT"], {}),
+    "WTTM, EAT, DAT and LP": ("WTTM", ["LP", "DAT", "EAT"], {}),
+    "TTM, any groups and classes": (
+        "TTM",
+        ["DAT", "LP"],
+        {"DAT": {"GROUPS": "random", "MODE": "weight"}, "LP": {"CLASSES": "random"}},
+    ),
+    **{f"{policy} alone": ("KD", [policy], {}) for policy in POLICIES},
+    **{f"{loss} alone": (loss, [], {}) for loss in LOSSES},
+}
+NAMES = [*distiller_dict, *LOGIT]
 
 
-def parts(name, device=CPU, options=()):
+def parts(name, device=CPU):
     """A method on tiny images whose schedules change every epoch, its optimizer and data."""
+    method, node, own = name, {}, {}
+    if name in LOGIT:
+        method, (loss, policies, own) = "LOGIT", LOGIT[name]
+        node = {"LOSS": loss, "POLICIES": policies}
     cfg = get_cfg()
-    cfg.merge_from_list(["SOLVER.EPOCHS", 4, "SOLVER.LR_DECAY_STAGES", [2], "DISTILLER.TYPE", name])
-    if name != "NONE":
-        own = [f"{name}.{word}" if i % 2 == 0 else word for i, word in enumerate(options)]
-        changing = ("WARMUP", 2), ("STEP_EPOCHS", 1), ("EAT.STEP_EPOCHS", 1), ("LP.STEP_EPOCHS", 1)
-        there = dict(leaves(cfg[name]))
-        own += [w for k, v in changing if k in there for w in (f"{name}.{k}", v)]
-        cfg.merge_from_list(own)
+    there = dict(leaves(cfg[method])) if method != "NONE" else {}
+    changing = {"WARMUP": 3, "STEP_EPOCHS": 1, "EAT.STEP_EPOCHS": 1, "LP.STEP_EPOCHS": 1}
+    node |= {key: value for key, value in changing.items() if key in there} | dict(leaves(own))
+    settings = {"DISTILLER.TYPE": method, "SOLVER.EPOCHS": 4, "SOLVER.LR_DECAY_STAGES": [2]}
+    settings |= {f"{method}.{key}": value for key, value in node.items()}
+    cfg.merge_from_list(list(chain.from_iterable(settings.items())))
     torch.manual_seed(0)
     student, teacher = (cifar_model_dict["resnet8"][0](num_classes=10) for _ in range(2))
-    distiller = distiller_dict[name](student, teacher, cfg).to(device)
+    distiller = distiller_dict[cfg.DISTILLER.TYPE](student, teacher, cfg).to(device)
     images = torch.randint(256, (22, 3, 8, 8), dtype=torch.uint8)
     data = ImageSet.build(images, torch.arange(22) % 10, (0.5,) * 3, (0.25,) * 3, 1, False)
     return cfg, distiller, build_optimizer(cfg, distiller), data.to(device)
 
 
-def train(name, options, on_device, with_table, device=CPU, steps=2):
-    cfg, distiller, optimizer, data = parts(name, device, options)
-    draws = distiller.draws(10)
+def train(name, on_device, with_table, device=CPU, steps=2):
+    cfg, distiller, optimizer, data = parts(name, device)
     meter = Meter(1, 3)
-    calls = []
+    calls, draws = [], distiller.draws(10)
     distiller.teacher.register_forward_hook(lambda *args: calls.append(1))
     if on_device:
         classes = 10 if with_table else 0
@@ -61,7 +74,8 @@ def train(name, options, on_device, with_table, device=CPU, steps=2):
         lr = learning_rate(epoch, cfg.SOLVER.LR, cfg.SOLVER.LR_DECAY_STAGES, 0.1)
         index, view = data.draw(epoch_generator(0, epoch))
         answers = torch.randn(22, 10, generator=epoch_generator(1, epoch)).to(device)
-        drawn = torch.rand(22, draws, generator=epoch_generator(2, epoch)).to(device)
+        drawn = torch.rand(22, draws, generator=epoch_generator(0, epoch, 2)).to(device)
+        drawn = drawn if draws else None
         meter.start(epoch)
         if on_device:
             list(device_steps.epoch(lr, index, view, answers if with_table else None, drawn))
@@ -77,10 +91,10 @@ def train(name, options, on_device, with_table, device=CPU, steps=2):
 
 
 @pytest.mark.parametrize(("with_table", "steps"), [(False, 1), (True, 2)])
-@pytest.mark.parametrize(("name", "options"), METHODS)
-def test_device_steps_are_the_plain_loop(name, options, with_table, steps):
+@pytest.mark.parametrize("name", NAMES)
+def test_device_steps_are_the_plain_loop(name, with_table, steps):
     (plain, weights, calls), (device, others, on_device) = (
-        train(name, options, on_device, with_table, steps=steps) for on_device in (False, True)
+        train(name, on_device, with_table, steps=steps) for on_device in (False, True)
     )
     assert plain == device and plain[0][1:] == (22, 3)
     assert all(torch.equal(value, others[key]) for key, value in weights.items())
@@ -98,11 +112,11 @@ class OnDevice(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("classes", [0, 10])
-@pytest.mark.parametrize(("name", "options"), METHODS)
-def test_no_step_waits_for_its_device_or_brings_anything_there(name, options, classes, monkeypatch):
+@pytest.mark.parametrize("name", NAMES)
+def test_no_step_waits_for_its_device_or_brings_anything_there(name, classes, monkeypatch):
     """On a device without values, where whatever asks for one is an error."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which it has not
-    _, distiller, optimizer, data = parts(name, torch.device("meta"), options)
+    _, distiller, optimizer, data = parts(name, torch.device("meta"))
     draws = distiller.draws(10)
     steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, classes, draws)
     for group in optimizer.param_groups:
@@ -283,12 +297,12 @@ def test_an_empty_graph_is_refused(monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-@pytest.mark.parametrize(("name", "options"), METHODS)
-def test_captured_steps_are_the_eager_ones(name, options):
+@pytest.mark.parametrize("name", NAMES)
+def test_captured_steps_are_the_eager_ones(name):
     """Over four epochs, in which every schedule moves: to rounding."""
     device = torch.device("cuda")
     (eager, weights, _), (captured, others, _) = (
-        train(name, options, on_device, True, device) for on_device in (False, True)
+        train(name, on_device, True, device) for on_device in (False, True)
     )
     for before, after in zip(eager, captured, strict=True):
         assert after[0] == pytest.approx(before[0], rel=1e-3)
