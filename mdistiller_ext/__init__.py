@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import get_cfg, load_cfg
-    from .distillers import distiller_dict
-    from .engine import train
+    from .data import register_dataset
+    from .distillers import distiller_dict, register_method
+    from .engine import distill, train
     from .losses import dkd_loss, kl_divergence
-    from .models import cifar_model_dict
+    from .models import cifar_model_dict, register_network
     from .policies.dat import sample_temperature
     from .policies.eat import epoch_temperature
     from .policies.lp import epoch_ratio, pruned_count, pruning_mask
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _HOMES = {
     "cifar_model_dict": ".models",
+    "distill": ".engine",
     "distiller_dict": ".distillers",
     "dkd_loss": ".losses",
     "epoch_ratio": ".policies.lp",
@@ -27,11 +29,15 @@ _HOMES = {
     "pruned_count": ".policies.lp",
     "pruning_mask": ".policies.lp",
     "register": ".toolkit.registration",
+    "register_dataset": ".data",
+    "register_method": ".distillers",
+    "register_network": ".models",
     "sample_temperature": ".policies.dat",
     "train": ".engine",
 }
 __all__ = [
     "cifar_model_dict",
+    "distill",
     "distiller_dict",
     "dkd_loss",
     "epoch_ratio",
@@ -42,6 +48,9 @@ __all__ = [
     "pruned_count",
     "pruning_mask",
     "register",
+    "register_dataset",
+    "register_method",
+    "register_network",
     "sample_temperature",
     "train",
 ]

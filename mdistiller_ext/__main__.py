@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "a student or a teacher, as a config says",
     "eval": "measure a network on a test set",
     "show": "what runs did: a few lines, and a page of pictures",
+    "anatomy": "what EAT, DAT and LP assume, measured on trained networks",
     "compare": "run a study, or report what can be concluded from it",
     "methods": "list the methods, or show one",
     "configs": "list the packaged configs and studies, or copy one out",

@@ -15,11 +15,12 @@ from typing import Any
 
 from yacs.config import CfgNode as CN
 
-from .data import FACTS
+from .data import Dataset, Facts, facts
 from .distillers import RECIPES, distiller_dict, source
-from .distillers.recipes import Layout
-from .errors import ConfigError, bare, brief
-from .models import ARCHITECTURES
+from .distillers.recipes import Layout, keys_of
+from .errors import ConfigError, RunError, bare, brief
+from .models import EXPECTED, is_network
+from .plugins import MODULES, import_modules
 from .settings import (
     NAME,
     PATH,
@@ -40,10 +41,14 @@ from .toolkit.methods import toolkit_node
 from .toolkit.rules import rules_beside, toolkit_rule
 from .yaml_file import read_yaml
 
+ANY: Rule = (lambda v: True, "a value")
 # Paths in which ~ and $VARIABLES are what a shell makes of them.
 HOMES = [("LOG", "PREFIX"), ("DATASET", "ROOT")]
 HOMES += [("DISTILLER", key) for key in ("TEACHER_CKPT", "TEACHER_CFG", "TEACHER_TABLE_ROOT")]
-NUM_CLASSES = {name: facts.classes for name, facts in FACTS.items()}
+ASSISTANTS: Rule = (
+    lambda v: all(type(n) is str and (is_network(n) or n.endswith((".yaml", ".yml"))) for n in v),
+    "a list of networks, or of YAML files that train one each",
+)
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,7 @@ class Experiment(Settings):
     PROJECT: str = setting("distill", NAME, "folder of the runs, in LOG.PREFIX")
     NAME: str = setting("", or_empty(NAME), "folder of the run; empty: tag, options and seed")
     TAG: str = setting("default", TEXT, "begins the default name")
-
-
-@dataclass(frozen=True)
-class Dataset(Settings):
-    TYPE: str = setting("cifar100", one_of(*FACTS))
-    ROOT: str = setting("./data", PATH, "where its files are, or are downloaded to")
-    NUM_WORKERS: int = setting(2, count(0), "the toolkit's; no effect here")
+    IMPORT: list = setting([], MODULES, "modules that register what the config names")
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,13 @@ class DatasetTest(Settings):
 
 @dataclass(frozen=True)
 class Networks(Settings):
-    TYPE: str = setting("NONE", one_of(*distiller_dict), "the method")
-    TEACHER: str = setting("ResNet50", one_of(*ARCHITECTURES))
-    STUDENT: str = setting("resnet32", one_of(*ARCHITECTURES))
-    TEACHER_CKPT: str = setting("", or_empty(PATH), "its weights; empty: look in the usual places")
+    TYPE: str = setting("NONE", lambda: one_of(*distiller_dict), "the method")
+    TEACHER: str = setting("ResNet50", (is_network, EXPECTED))
+    STUDENT: str = setting("resnet32", (is_network, EXPECTED))
+    ASSISTANTS: list = setting([], ASSISTANTS, "trained one after the other between the two")
+    TEACHER_CKPT: str = setting(
+        "", or_empty(PATH), "its weights; empty: the usual places; pretrained: the library's own"
+    )
     TEACHER_CFG: str = setting("", or_empty(PATH), "trains the teacher where no weights are found")
     TEACHER_TABLE: str = setting("auto", one_of("auto", "on", "off"), "keep the teacher's logits")
     TEACHER_TABLE_DTYPE: str = setting(
@@ -127,14 +129,28 @@ SECTIONS: dict[str, type[Settings]] = {
     "LOG": Log,
 }
 SHARED = {section.split(".")[0] for section in SECTIONS}
-# Every key of ours -> who declares it, by which name.
-KEYS: Layout = {
-    f"{node}.{key}": (part, key) for node, part in SECTIONS.items() for key in part.rules()
-}
-KEYS |= {
-    f"{name}.{place}": p for name, recipe in RECIPES.items() for place, p in recipe.layout.items()
-}
-RULES: dict[str, Rule] = {key: part.rules()[name] for key, (part, name) in KEYS.items()}
+
+
+def layout() -> Layout:
+    """Every key of ours -> who declares it, by which name; also of what was registered."""
+    nodes = {name: recipe.layout for name, recipe in RECIPES.items()}
+    nodes |= {node: keys_of(part) for node, part in (SECTIONS | _own_methods()).items()}
+    return {
+        f"{node}.{place}": part for node, places in nodes.items() for place, part in places.items()
+    }
+
+
+def rules() -> dict[str, Rule]:
+    """The rule of every key of ours."""
+    places = layout()
+    of_part = {part: part.rules() for part, _ in places.values()}
+    return {key: of_part[part][name] for key, (part, name) in places.items()}
+
+
+def _own_methods() -> dict[str, type[Settings]]:
+    """The settings of methods that are no recipes."""
+    found = {name: getattr(method, "SETTINGS", None) for name, method in distiller_dict.items()}
+    return {name: part for name, part in found.items() if part}
 
 
 def get_cfg() -> CN:
@@ -149,18 +165,22 @@ def get_cfg() -> CN:
         reduce(getitem, above, cfg)[last] = CN(part.defaults())
     for name, recipe in RECIPES.items():
         cfg[name] = recipe.node()
+    for name, part in _own_methods().items():
+        cfg[name] = CN(part.defaults())
     return cfg
 
 
 def rule_of(key: str) -> Rule:
     """The rule of a key alone."""
-    return RULES.get(key) or toolkit_rule(key) or (lambda v: True, "a value")
+    return rules().get(key) or toolkit_rule(key) or ANY
 
 
 def load_cfg(
-    file: str | Path, options: Sequence[Any] = (), shared: Mapping[str, Any] = MappingProxyType({})
+    file: str | Path | None,
+    options: Sequence[Any] = (),
+    shared: Mapping[str, Any] = MappingProxyType({}),
 ) -> CN:
-    """A checked, frozen config: the defaults, then a YAML file, then `KEY VALUE` pairs.
+    """A checked, frozen config: the defaults, then a YAML file if any, then `KEY VALUE` pairs.
 
     Of pairs with the same key the last one counts. DISTILLER.TEACHER_CFG is relative to the YAML
     file's folder.
@@ -173,7 +193,7 @@ def load_cfg(
         ConfigError: all faults at once, one a line.
     """
     over = as_pairs(options)
-    tree = read_yaml(Path(file), f"--cfg {file}")
+    tree = read_yaml(Path(file), f"--cfg {file}") if file else over
     if tree is None or tree == {}:
         raise ConfigError(f"--cfg {file}: sets nothing, expected sections of keys")
     if not isinstance(tree, dict):
@@ -181,6 +201,8 @@ def load_cfg(
     pairs = list(leaves(tree))
     counts = Counter(key for key, _ in pairs)
     faults = {key: f"{key}: is given {n} times in {file}" for key, n in counts.items() if n > 1}
+    modules = _as_type({**dict(pairs), **shared, **over}.get("EXPERIMENT.IMPORT", []), list)
+    import_modules(modules if type(modules) is list and MODULES[0](modules) else [])
     cfg = get_cfg()
     method = _text("TYPE", {**dict(pairs), **shared, **over}, cfg)
     values = dict(pairs) | {k: v for k, v in shared.items() if acts(k, method)} | over
@@ -192,8 +214,13 @@ def load_cfg(
         raise ConfigError("\n".join(faults.values()))
     for section, key in HOMES:
         cfg[section][key] = os.path.expandvars(os.path.expanduser(cfg[section][key]))
-    if cfg.DISTILLER.TEACHER_CFG:
+    if file and cfg.DISTILLER.TEACHER_CFG:
         cfg.DISTILLER.TEACHER_CFG = str(Path(file).parent / cfg.DISTILLER.TEACHER_CFG)
+    if file:
+        cfg.DISTILLER.ASSISTANTS = [
+            str(Path(file).parent / name) if name.endswith((".yaml", ".yml")) else name
+            for name in cfg.DISTILLER.ASSISTANTS
+        ]
     cfg.freeze()
     return cfg
 
@@ -236,7 +263,8 @@ def check(cfg: CN, before: Mapping[str, str] = MappingProxyType({})) -> dict[str
             if key in values and key not in faults and not allowed(values[key]):
                 faults[key] = f"{key}: {brief(values[key])} is not allowed, expected {text}"
 
-    alone = {key: rule_of(key) for key in values}
+    ours = rules()
+    alone = {key: ours.get(key) or toolkit_rule(key) or ANY for key in values}
     if cfg.DISTILLER.TYPE == "NONE":  # nobody asks for a teacher, and the default is not ours
         del alone["DISTILLER.TEACHER"]
     if source(cfg.DISTILLER) == "mdistiller":  # its registry has been asked already
@@ -244,22 +272,27 @@ def check(cfg: CN, before: Mapping[str, str] = MappingProxyType({})) -> dict[str
     apply(alone)
     names = ("DATASET.TYPE", "DISTILLER.TYPE", "DISTILLER.STUDENT", "DISTILLER.TEACHER")
     if not faults.keys() & set(names):
-        apply(rules_beside(cfg))
-        _check_method(cfg, faults, apply)
+        try:
+            data = facts(cfg.DATASET)
+        except (ConfigError, RunError) as error:
+            faults["DATASET.ROOT"] = str(error)
+            return faults
+        apply(rules_beside(cfg, data))
+        _check_method(cfg, data, faults, apply)
     return faults
 
 
 def _check_method(
-    cfg: CN, faults: dict[str, str], apply: Callable[[Mapping[str, Rule]], None]
+    cfg: CN, data: Facts, faults: dict[str, str], apply: Callable[[Mapping[str, Rule]], None]
 ) -> None:
     """Add what is wrong with the settings of a method of ours beside each other."""
     method = cfg.DISTILLER.TYPE
-    if source(cfg.DISTILLER) != "ext" or method == "NONE":
+    if source(cfg.DISTILLER) != "ext" or method not in RECIPES:
         return
     recipe, node = RECIPES[method], cfg[method]
     if any(key.startswith(f"{method}.") for key in faults):
         return
-    beside = recipe.rules_beside(node, NUM_CLASSES[cfg.DATASET.TYPE])
+    beside = recipe.rules_beside(node, data.classes)
     apply({f"{method}.{place}": rule for place, rule in beside.items()})
     if reason := recipe.read(node).conflict:
         faults[method] = f"{method}: this combination is not allowed: {reason}"
@@ -339,7 +372,8 @@ def _merge(values: Mapping[str, Any], cfg: CN) -> dict[str, str]:
         else:
             hint = f" (write {brief(value)}.0)" if type(value) is int and kind is float else ""
             faults[key] = (
-                f"{key}: {brief(given)} is of the wrong type, expected {kind.__name__}: "
+                f"{key}: {brief(given)} is of the wrong type, expected "
+                f"{'text' if kind is str else kind.__name__}: "
                 f"{rule_of(key)[1]}{hint}"
             )
     return faults

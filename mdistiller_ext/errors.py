@@ -31,6 +31,11 @@ def brief(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 run", "2 runs"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def bare(key: Any) -> str:
     """A key for a message: without quotes where it looks like one."""
     return key if isinstance(key, str) and re.fullmatch(r"[\w.]+", key) else brief(key)

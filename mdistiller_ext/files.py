@@ -91,10 +91,12 @@ def discard_parts(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def save(content: dict[str, Any], path: Path, previous: Path | None = None) -> None:
+def save(content: dict[str, Any], *paths: Path, previous: Path | None = None) -> None:
+    """Write it as each of these files, as `write_atomically` does."""
     buffer = io.BytesIO()  # torch.save would not say that a disk is full
     torch.save(content, buffer)
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()), previous)
+    for path in paths:
+        write_atomically(path, lambda file: file.write(buffer.getbuffer()), previous)
 
 
 def read(path: Path) -> bytes:
@@ -297,6 +299,13 @@ def _brief(error: Exception) -> str:
     """An error's text in one line."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     return textwrap.shorten(text, 300, placeholder=" ...") or type(error).__name__
+
+
+def default_cache() -> Path:
+    """The cache folder: MDISTILLER_EXT_CACHE, or mdistiller_ext in the user's cache folder."""
+    own = os.environ.get("MDISTILLER_EXT_CACHE")
+    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(own).expanduser() if own else Path(users) / "mdistiller_ext" / "teacher_tables"
 
 
 def code_hash(root: Path, but: str = "") -> str:

@@ -6,7 +6,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from .config import shown
-from .data import FACTS
+from .data import facts
 from .distillers import RECIPES, Composition, distiller_dict, source
 from .policies import RunFacts
 from .policies.lp import pruned_count
@@ -41,9 +41,9 @@ def inert(cfg: CfgNode) -> list[str]:
     return lines
 
 
-def weak_teacher(name: str, top1: float, dataset: str) -> str:
+def weak_teacher(name: str, top1: float, classes: int) -> str:
     """A line on a teacher whose test top-1, in percent, is below twice that of chance, or ""."""
-    chance = 100 / FACTS[dataset].classes
+    chance = 100 / classes
     if top1 >= 2 * chance:
         return ""
     return f"the teacher {name} has {top1:.2f} % top-1 on the test set, chance has {chance:g} %"
@@ -96,5 +96,5 @@ def _composition(cfg: CfgNode) -> Composition | None:
 
 
 def _facts(cfg: CfgNode, composed: Composition) -> RunFacts:
-    solver, data = cfg.SOLVER, FACTS[cfg.DATASET.TYPE]
+    solver, data = cfg.SOLVER, facts(cfg.DATASET)
     return RunFacts(solver.EPOCHS, solver.BATCH_SIZE, composed.weights.T, data.classes, data.images)

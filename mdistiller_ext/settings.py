@@ -9,8 +9,8 @@ Rule = tuple[Callable[[Any], bool], str]  # is a value of the key's type allowed
 Own = TypeVar("Own", bound="Settings")
 
 
-def setting(default: Any, rule: Rule, meaning: str = "") -> Any:
-    """A field of a `Settings`."""
+def setting(default: Any, rule: Rule | Callable[[], Rule], meaning: str = "") -> Any:
+    """A field of a `Settings`; the rule of what others may register is asked for when it counts."""
     metadata = {"rule": rule, "meaning": meaning}
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
@@ -27,7 +27,8 @@ class Settings:
 
     @classmethod
     def rules(cls) -> dict[str, Rule]:
-        return {f.name: f.metadata["rule"] for f in fields(cls)}  # type: ignore[arg-type]
+        rules = {f.name: f.metadata["rule"] for f in fields(cls)}  # type: ignore[arg-type]
+        return {name: rule() if callable(rule) else rule for name, rule in rules.items()}
 
     @classmethod
     def meanings(cls) -> dict[str, str]:
@@ -88,10 +89,12 @@ def names_of(*values: str) -> Rule:
     )
 
 
-def sizes(count: int, least: int, most: int) -> Rule:
+def sizes(counts: range, least: int, most: int) -> Rule:
+    few, many = counts[0], counts[-1]
     return (
-        lambda v: len(v) == count and all(type(n) is int and least <= n <= most for n in v),
-        f"a list of {count}, each an int from {least} to {most}",
+        lambda v: len(v) in counts and all(type(n) is int and least <= n <= most for n in v),
+        f"a list of {few if few == many else f'{few} to {many}'}, each an int from {least} to "
+        f"{most}",
     )
 
 

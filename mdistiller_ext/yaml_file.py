@@ -1,5 +1,6 @@
 """YAML files that users write: configs and studies."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import yaml
 
 from .errors import ConfigError
 
+INTEGER = "tag:yaml.org,2002:int"
 LARGEST = 100_000  # bytes; a file of another kind, named by mistake, would be parsed for minutes
 
 
@@ -32,7 +34,10 @@ def read_yaml(file: Path, name: str) -> Any:
 
 
 class Loader(yaml.SafeLoader):
-    """Without aliases, which let a few lines grow without limit, and without keys given twice."""
+    """Without aliases, which let a few lines grow without limit, and without keys given twice.
+
+    An integer has decimal digits: 010 is not 8, 1:30 not 90.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -50,3 +55,10 @@ class Loader(yaml.SafeLoader):
 
     def _refuse(self, found: str, where: Any) -> None:
         raise yaml.MarkedYAMLError(problem=f"found {found}", problem_mark=where.start_mark)
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != INTEGER]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(INTEGER, re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))

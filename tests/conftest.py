@@ -20,7 +20,9 @@ from tensorboardX.proto import event_pb2
 from mdistiller_ext import cifar_model_dict, register
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import ImageSet, cifar100
+from mdistiller_ext.engine import graph
 from mdistiller_ext.engine.loop import Meter
+from mdistiller_ext.engine.trainer import Trainer
 from mdistiller_ext.errors import ConfigError, Stopped
 from mdistiller_ext.seeding import seed_everything
 from mdistiller_ext.teacher import load_into, load_weights
@@ -197,6 +199,45 @@ def signal_at(epoch, step, signum=signal.SIGTERM):
         assert signal.getsignal(signum) == usual
     finally:
         signal.signal(signum, before)
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Lets runs take the steps that a GPU captures, so many a launch."""
+
+    def captured(steps: int) -> None:
+        def build(self, cfg, *args):
+            live(self, cfg, *args)
+            self.captured = self._captured(cfg)
+
+        monkeypatch.setattr(graph, "STEPS", steps)
+        monkeypatch.setattr(Trainer, "__init__", build)
+
+    live = Trainer.__init__
+    return captured
+
+
+# What waits for the device, if it is a GPU.
+WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "masked_select", "unique", "__bool__")
+WAITS += ("__float__", "__int__", "__index__", "__iter__")
+
+
+@contextmanager
+def reads():
+    """The calls within it of what waits for a tensor's values, in order."""
+    called = []
+
+    def watched(name, live):
+        def call(*args, **kwargs):
+            called.append(name)
+            return live(*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in WAITS:
+            patch.setattr(torch.Tensor, name, watched(name, getattr(torch.Tensor, name)))
+        yield called
 
 
 def weights(folder):

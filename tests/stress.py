@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import partial, wraps
@@ -28,7 +29,7 @@ import torch
 from conftest import CPU, ROOT, assert_same_run, untrained_teacher, write_study
 
 from mdistiller_ext.config import load_cfg
-from mdistiller_ext.engine import events, run, train, train_many
+from mdistiller_ext.engine import events, run, train, train_many, trainer
 from mdistiller_ext.errors import Stopped
 from mdistiller_ext.study.launch import processes, run_jobs
 from mdistiller_ext.study.plan import read_study
@@ -37,10 +38,11 @@ from mdistiller_ext.teacher import TeacherTable
 # A fork of this process does not have to import torch again. It has no threads yet.
 FORK = multiprocessing.get_context("fork")
 PHASES = {
-    "training": (run, "train_epoch"),
+    "training": (trainer, "train_epoch"),
     "evaluation": (run.Run, "_evaluate"),
-    "checkpoint": (run.Run, "_save"),
-    "record": (run.Run, "_write_record"),
+    "checkpoint": (run, "save"),
+    "state": (run, "save_state"),
+    "record": (run, "write_record"),
     "events": (events.Events, "add"),
     "table": (TeacherTable, "logits"),
 }
@@ -74,28 +76,29 @@ def study(folder):
         sys.exit(UNFINISHED)
 
 
-def child(work, folder, phase):
-    """A process that trains, and tells in which phase it is."""
+def child(work, folder, phases):
+    """A process that trains, and tells in which phase it and the thread that writes are."""
     os.setpgid(0, 0)
 
     def telling(number, function):
         @wraps(function)
         def told(*args, **kwargs):
-            before, phase.value = phase.value, number
+            which = int(threading.current_thread() is not threading.main_thread())
+            before, phases[which] = phases[which], number
             try:
                 result = function(*args, **kwargs)
                 # A generator's phase lasts until it is used up.
                 return result if not hasattr(result, "send") else inside(number, result)
             finally:
-                phase.value = before
+                phases[which] = before
 
         return told
 
     def inside(number, steps):
         for step in steps:
-            phase.value = number
+            phases[0] = number
             yield step
-        phase.value = 0
+        phases[0] = 0
 
     for number, (owner, name) in enumerate(PHASES.values(), start=1):
         setattr(owner, name, telling(number, getattr(owner, name)))
@@ -107,20 +110,20 @@ def child(work, folder, phase):
             sys.exit(128 + stopped.signum)
 
 
-def kill(process, phase, seconds, rng, aimed):
+def kill(process, phases, seconds, rng, aimed):
     """Kill it at a random moment, or let it end before. Returns the phase it was in, or ""."""
     names = ["", *PHASES]
     wanted = rng.randrange(len(names)) if aimed else 0  # a study's processes tell of no phase
     moment = time.monotonic() + rng.uniform(0, seconds * (0.5 if wanted else 0.9))
     while process.is_alive() and time.monotonic() < moment:
         time.sleep(0.0002)
-    while process.is_alive() and wanted and phase.value != wanted:
+    while process.is_alive() and wanted and wanted not in phases[:]:
         time.sleep(0.0002)
     time.sleep(rng.uniform(0, 0.004))
     if rng.random() < 0.25 and process.is_alive():
         os.kill(process.pid, signal.SIGTERM)
         time.sleep(rng.uniform(0, 0.05))
-    met = names[phase.value] or "between"
+    met = names[phases[1] or phases[0]] or "between"
     if not process.is_alive():
         return ""
     family = [process, *psutil.Process(process.pid).children(recursive=True)]
@@ -132,10 +135,10 @@ def kill(process, phase, seconds, rng, aimed):
 
 
 def start(work, folder):
-    phase = FORK.Value("i", 0, lock=False)
-    process = FORK.Process(target=child, args=(work, folder, phase))
+    phases = FORK.Array("i", 2, lock=False)
+    process = FORK.Process(target=child, args=(work, folder, phases))
     process.start()
-    return process, phase
+    return process, phases
 
 
 def whole(work, folder):
@@ -153,10 +156,10 @@ def broken(work, folder, seconds, limit, rng):
     folder.mkdir()
     met = collections.Counter()
     while True:
-        process, phase = start(work, folder)
+        process, phases = start(work, folder)
         hit = ""
         if met.total() < limit:
-            hit = kill(process, phase, seconds, rng, aimed=work is not study)
+            hit = kill(process, phases, seconds, rng, aimed=work is not study)
         process.join()
         if hit:
             met[hit] += 1

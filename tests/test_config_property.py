@@ -27,8 +27,8 @@ from hypothesis import strategies as st
 
 from mdistiller_ext import cifar_model_dict, engine, get_cfg
 from mdistiller_ext.config import load_cfg
-from mdistiller_ext.data import FACTS, ImageSet, digits
-from mdistiller_ext.engine import run, shared, training
+from mdistiller_ext.data import ImageSet, digits
+from mdistiller_ext.engine import run, shared, trainer, training
 from mdistiller_ext.errors import ConfigError, bare
 from mdistiller_ext.settings import leaves
 from mdistiller_ext.study.plan import read_study
@@ -191,8 +191,8 @@ def place(tmp_path_factory):
 
     def two_steps(cfg, name, device, *, resume, world):
         trained.append(name)
-        parts = shared.Shared(device, engine.StopSignals(), world)
-        with training.opened(cfg, name, parts, resume=resume) as one:
+        lane = trainer.Lane(shared.Shared(device, engine.StopSignals(), world))
+        with training.opened(cfg, name, lane, resume=resume) as one:
             steps = one.advance()
             for _ in islice(steps, 2):
                 pass
@@ -202,12 +202,12 @@ def place(tmp_path_factory):
                 **tops,
                 "best_epoch_top1_selected_on_test": 0.0,
                 "best_epoch": 1,
-                "epochs": [0],
+                "epochs": [{}],
             }, one.folder
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "train", two_steps)
-        patch.setattr(shared, "get_dataset", lambda cfg: (few[cfg.DATASET.TYPE],) * 2)
+        patch.setattr(shared, "get_dataset", lambda node: (few[node.TYPE],) * 2)
         patch.setattr(run, "environment", lambda device: {})  # asks git
         patch.setattr(os, "fsync", lambda file: None)  # waits for the disk
         patch.setitem(sys.modules, "wandb", None)
@@ -219,7 +219,7 @@ def place(tmp_path_factory):
 def weights(home: Path, name: str, dataset: str) -> str:
     """A file of random weights."""
     file = home / f"{name}_{dataset}.pth"
-    net = cifar_model_dict[name][0](num_classes=FACTS[dataset].classes)
+    net = cifar_model_dict[name][0](num_classes={"digits": 10, "cifar100": 100}[dataset])
     torch.save({"model": net.state_dict()}, file)
     return str(file)
 

@@ -39,15 +39,15 @@ def test_config(file):
     if cfg.DISTILLER.TYPE != "NONE":
         teacher = cifar_model_dict[cfg.DISTILLER.TEACHER][0](num_classes=classes)
         weights = Weights(teacher.state_dict(), file, "")
-    distiller = build_distiller(cfg, weights, torch.arange(16))
-    before = [p.clone() for p in distiller.get_learnable_parameters()]
     images = torch.randint(256, (16, 3, side, side), dtype=torch.uint8)
-    data = ImageSet.build(images, torch.arange(16) % classes, (0.5,) * 3, (0.25,) * 3, 1, True)
-    batches = ((batch, None) for batch in islice(data.epoch(8, torch.Generator()), 2))
+    targets = torch.arange(classes - 16, classes) % classes
+    data = ImageSet.build(images, targets, (0.5,) * 3, (0.25,) * 3, 1, True)
+    distiller = build_distiller(cfg, weights, data)
+    before = [p.clone() for p in distiller.get_learnable_parameters()]
+    batches = [(batch, None) for batch in islice(data.epoch(8, torch.Generator()), 2)]
     meter = Meter(1, 2)
     optimizer = build_optimizer(cfg, distiller)
-    now = distiller.schedule(1)
-    list(train_epoch(distiller, optimizer, batches, meter, nullcontext, now))
+    list(train_epoch(distiller, optimizer, batches, meter, nullcontext, distiller.schedule(1)))
     assert meter.step == 2 and meter.read()["loss"] > 0
     after = distiller.get_learnable_parameters()
     assert not any(map(torch.equal, before, after))

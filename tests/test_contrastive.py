@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from mdistiller_ext.data.contrastive import ContrastiveSampler
+from mdistiller_ext.toolkit.contrastive import ContrastiveSampler
 
 TARGETS = torch.tensor([0, 1, 2, 0, 1, 2, 2, 0, 2, 2])
 INDEX = torch.tensor([0, 1, 2, 9])

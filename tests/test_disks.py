@@ -289,7 +289,7 @@ def whole(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("fault", "call", "time", "file", "kept"),
     [
-        ("full", "save", 3, "student_", 1),
+        ("full", "save", 2, "student_", 1),
         ("full", "save_state", 2, "latest", 1),
         ("full", "write_record", 3, "record.json", 2),
         ("read-only", "save_state", 2, "latest", 1),

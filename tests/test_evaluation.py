@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from conftest import reads
 from scipy.special import log_softmax, rel_entr, softmax
 
-from mdistiller_ext.data import digits
-from mdistiller_ext.engine import fidelity, performance, predict
+from mdistiller_ext.engine import fidelity, numbers, performance
 from mdistiller_ext.engine.evaluation import calibration_error
 from mdistiller_ext.engine.record import summary
 from mdistiller_ext.errors import RunError
@@ -21,7 +21,7 @@ def arrays():
 
 def test_performance(arrays):
     logits, _, targets = arrays
-    found = performance(torch.tensor(logits), torch.tensor(targets))
+    found = numbers(performance(torch.tensor(logits), torch.tensor(targets)))
     order = np.argsort(-logits, axis=1)
     assert found["top1"] == 100 * (order[:, 0] == targets).sum() / 500
     assert found["top5"] == 100 * (order[:, :5] == targets[:, None]).any(1).sum() / 500
@@ -58,7 +58,7 @@ def test_many_samples_in_float32(scale):
     generator = torch.Generator().manual_seed(0)
     logits = scale * torch.randn(2000, 100, generator=generator)
     targets = torch.randint(100, (2000,), generator=generator)
-    found = performance(logits, targets)
+    found = numbers(performance(logits, targets))
     assert (
         found["top1"]
         == 100
@@ -84,7 +84,7 @@ def test_top5_of_fewer_classes():
 
 def test_fidelity(arrays):
     student, teacher, _ = arrays
-    found = fidelity(torch.tensor(student), torch.tensor(teacher))
+    found = numbers(fidelity(torch.tensor(student), torch.tensor(teacher)))
     p, q = softmax(teacher, axis=1), softmax(student, axis=1)
     assert found["agreement"] == 100 * (p.argmax(1) == q.argmax(1)).sum() / 500
     assert found["kl"] == pytest.approx(rel_entr(p, q).sum(1).mean(), rel=1e-6)
@@ -92,13 +92,22 @@ def test_fidelity(arrays):
     assert found["l2_logits"] == pytest.approx(np.linalg.norm(teacher - student, axis=1).mean())
 
 
-def test_non_finite_logits_are_refused():
-    class Broken(torch.nn.Module):
-        def forward(self, x):
-            return torch.full((len(x), 10), torch.nan), {}
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_logit_that_is_not_finite_is_refused(value):
+    """Also one of a class that is not the label, and so costs the others nothing."""
+    logits = torch.zeros(3, 4)
+    logits[1, 2] = value
+    with pytest.raises(RunError, match="evaluation: not finite: nll nan"):
+        numbers(performance(logits, torch.tensor([0, 0, 0])))
 
-    with pytest.raises(RunError, match="logits are not finite"):
-        predict(Broken(), digits.load()[1], 64)
+
+def test_an_evaluation_is_read_at_once(arrays):
+    student, teacher, targets = map(torch.tensor, arrays)
+    with reads() as waited:
+        measured = {**performance(student, targets), **fidelity(student, teacher)}
+        assert waited == []
+        numbers(measured)
+    assert waited == ["tolist"]
 
 
 def test_summary_names_what_is_selected_on_the_test_set():

@@ -34,7 +34,7 @@ def test_a_packed_study_goes_on_elsewhere_and_comes_home(under_way, tool):
     done, stopped = under_way
     before = (done.folder / "record.json").read_bytes()
     status, output, _ = tool("pack", "pack", str(OUT), "p.tar.xz", "--unfinished")
-    assert status == 0 and "p.tar.xz: 1 finished runs, 1 unfinished," in output
+    assert status == 0 and "p.tar.xz: 1 finished run, 1 unfinished," in output
     shutil.move("out", "there")
     status, output, _ = tool("pack", "unpack", "p.tar.xz", str(OUT))
     assert status == 0 and "2 runs taken from p.tar.xz, 0 left as they were" in output
@@ -48,7 +48,7 @@ def test_a_packed_study_goes_on_elsewhere_and_comes_home(under_way, tool):
     finished = (stopped.folder / "record.json").read_bytes()
     shutil.rmtree("out")
     shutil.move("there", "out")
-    assert "1 runs taken from q.tar.xz, 1 left as they were" in unpack(Path("q.tar.xz"), OUT)
+    assert "1 run taken from q.tar.xz, 1 left as they were" in unpack(Path("q.tar.xz"), OUT)
     assert (stopped.folder / "record.json").read_bytes() == finished
     assert {file.name for file in stopped.folder.iterdir()} == {"record.json", "log.txt"}
     assert (done.folder / "student_last").exists() and not list(OUT.glob(".*"))

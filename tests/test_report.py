@@ -290,10 +290,10 @@ def test_what_each_arm_set(stubs, write):
     _, folder = write(stubs())
     settings = json.loads((folder / "report.json").read_text())["settings"]
     by_arm = {row["arm"]: row["settings"] for row in settings}
-    assert by_arm["EAT"] == "DISTILLER.TYPE DKD_EAT, RANGE 0.2, STEP_EPOCHS 8"
+    assert by_arm["EAT"] == "DISTILLER.TYPE DKD_EAT, RANGE 0.2, STEP_EPOCHS 8, MODE temperature"
     assert by_arm["student alone"] == "DISTILLER.TYPE NONE"
     assert "SOLVER.EPOCHS 3" in by_arm["DKD"] and "BETA 2.0" in by_arm["DKD"]
-    assert "SEED" not in by_arm["DKD"] and "LOG." not in by_arm["DKD"]
+    assert "SOLVER.SEED" not in by_arm["DKD"] and "LOG." not in by_arm["DKD"]
     assert all(
         by_arm["EAT"] in (folder / name).read_text() for name in ("report.md", "report.html")
     )

@@ -150,9 +150,12 @@ def test_runs_go_seed_by_seed_and_arms_with_seeds_of_their_own_after_those_befor
             {"students": {"resnet14": str(ROOT / "configs" / "digits")}, "claims": {}},
             r"\A[^\n]*students: resnet14: is not what runs: DISTILLER.STUDENT is resnet8; [^\n]*\Z",
         ),
-        ({"options": {1: 2}}, r"1: is no key of .*LOG, NONE, DKD, DKD_EAT, DKD_LP, so that no arm"),
-        ({"options": {"SOLVR.EPOCHS": 2}}, "SOLVR.EPOCHS: is no key of EXPERIMENT, DATASET, "),
-        ({"options": {"KD": {"TEMPERATURE": 2}}}, "KD.TEMPERATURE: is no key of EXPERIMENT, "),
+        (
+            {"options": {1: 2}},
+            r"1: is no key of .*SOLVER, NONE, DKD, DKD_EAT, DKD_LP, so that no arm",
+        ),
+        ({"options": {"SOLVR.EPOCHS": 2}}, "SOLVR.EPOCHS: is no key of DATASET, DISTILLER, "),
+        ({"options": {"KD": {"TEMPERATURE": 2}}}, "KD.TEMPERATURE: is no key of DATASET, "),
         (
             {"arms": TREE["arms"] | {"LP": {"cfg": "dkd_lp.yaml", "options": {"DKD.BETA": 1.0}}}},
             "LP: DKD.BETA: does nothing with DISTILLER.TYPE DKD_LP; DKD_LP.BETA does",
@@ -224,7 +227,7 @@ def test_the_runner_and_the_report_agree_on_what_is_finished(study):
     edit(jobs["LP", 0], status="interrupted")
     before = {file: file.read_bytes() for file in Path("out").rglob("*") if file.is_file()}
 
-    def launcher(groups):
+    def launcher(jobs, together):
         raise AssertionError("something runs")
 
     wrong = run_jobs(built.jobs, launcher)
@@ -239,9 +242,9 @@ def test_the_runner_and_the_report_agree_on_what_is_finished(study):
     for name in wrong:
         shutil.rmtree(built.folder / "runs" / name)
     left = []
-    run_jobs(built.jobs, lambda groups: left.extend(groups) or iter(()))
+    run_jobs(built.jobs, lambda jobs, together: left.extend(jobs) or iter(()))
     records, _ = collect(built)
-    assert {job.name for (job,) in left} == {job.name for job in built.jobs} - records.keys()
+    assert {job.name for job in left} == {job.name for job in built.jobs} - records.keys()
     assert {f: f.read_bytes() for f in before if f.exists()} == {
         file: content for file, content in before.items() if file.parent.name not in wrong
     }
@@ -254,6 +257,7 @@ def test_a_finished_study_is_not_another_ones(study, tool):
     status, output, error = tool("compare", *words)
     assert status == 0 and "4 runs: 4 finished already, 0 to go" in output
     assert output.count("warning: resnet8: DKD, EAT, LP: are the same run") == 1
+    assert output.endswith("finished: python tools/compare.py report stub.yaml --output out\n")
     status, output, error = tool("compare", *words, "SOLVER.EPOCHS", "4")
     assert status == 1 and "finished" not in output
     lines = error.splitlines()
@@ -352,9 +356,7 @@ def test_different_conditions_are_not_mixed(study):
     record = json.loads((job.folder / "record.json").read_text())
     edit(job, environments=[{**SESSION, "torch": "3"}])
     records, _ = collect(built)
-    message = (
-        r'resnet8: torch differs between runs: "2" in 31 runs, .* "3" in 1 runs, as resnet8,LP'
-    )
+    message = r'resnet8: torch differs between runs: "2" in 31 runs, .* "3" in 1 run, as resnet8,LP'
     with pytest.raises(ConfigError, match=message):
         check_conditions(built, records, [])
     check_conditions(built, records, ["torch"])
@@ -417,4 +419,4 @@ def test_a_folder_that_cannot_be_made_is_one_line_before_anything_runs(study, wo
     built = study(seeds=[0])
     Path("out").write_text("a file")
     with pytest.raises(RunError, match=r"out/stub/runs/resnet8,student_alone,seed0: cannot be"):
-        run_jobs(built.jobs, lambda groups: pytest.fail("it ran"))
+        run_jobs(built.jobs, lambda *_: pytest.fail("it ran"))

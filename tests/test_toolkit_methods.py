@@ -9,7 +9,7 @@ from fuzz_losses import Answer
 
 from mdistiller_ext import distiller_dict
 from mdistiller_ext.config import load_cfg
-from mdistiller_ext.data import cifar100
+from mdistiller_ext.data import ImageSet, cifar100
 from mdistiller_ext.engine import train
 from mdistiller_ext.engine.build import build_distiller, build_optimizer
 from mdistiller_ext.engine.loop import Meter, train_epoch
@@ -30,9 +30,8 @@ def build(shared, method, *options):
     file = ROOT / "configs/cifar100/toolkit" / f"{method}.yaml"
     cfg = load_cfg(file, ["DISTILLER.TEACHER", "resnet56", *options])
     weights = load_weights(shared / "teachers" / "cifar100_resnet56.pth")
-    targets = cifar100.load(shared)[0].targets
     torch.manual_seed(0)
-    return build_distiller(cfg, weights, targets), cfg
+    return build_distiller(cfg, weights, cifar100.load(shared)[0]), cfg
 
 
 def steps(distiller, cfg, data, epoch=1):
@@ -62,10 +61,11 @@ def test_each_config_fits_its_pair(toolkit, file):
     assert found == (file.stem, "mdistiller", "resnet110", student)
     assert (cfg.SOLVER.EPOCHS, cfg.SOLVER.LR_DECAY_STAGES) == (80, [50, 60, 70])
     weights = Weights(cifar_model_dict["resnet110"][0](num_classes=100).state_dict(), file, "")
-    targets = torch.arange(200) % 100
-    distiller = build_distiller(cfg, weights, targets).train()
+    images = torch.zeros(200, 3, 32, 32, dtype=torch.uint8)
+    data = ImageSet.build(images, torch.arange(200) % 100, (0.5,) * 3, (0.25,) * 3, 4, True)
+    distiller = build_distiller(cfg, weights, data).train()
     image, index = torch.randn(4, 3, 32, 32), torch.arange(4)
-    _, losses = distiller(image=image, target=targets[:4], index=index, epoch=1)
+    _, losses = distiller(image=image, target=data.targets[:4], index=index, epoch=1)
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in distiller.student.parameters())
 

@@ -18,6 +18,13 @@ def test_plain_types(tmp_path):
     assert read_yaml(tmp_path / "c.yaml", "c") == {"A": {"B": [1, 2.5, True, "é"], "C": None}}
 
 
+def test_an_integer_is_written_in_decimal_digits(tmp_path):
+    text = "[010, 1:30, 0x1F, 1_0, 0b1, 0, -7, +3, 42]"
+    (tmp_path / "c.yaml").write_text(text)
+    expected = ["010", "1:30", "0x1F", "1_0", "0b1", 0, -7, 3, 42]
+    assert read_yaml(tmp_path / "c.yaml", "c") == expected
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -31,7 +31,7 @@ from torchvision.transforms.functional import to_pil_image
 from yacs.config import CfgNode
 
 from mdistiller_ext import cifar_model_dict, distiller_dict, get_cfg
-from mdistiller_ext.command import run_tool
+from mdistiller_ext.command import existing, run_tool
 from mdistiller_ext.data import ImageSet, cifar100
 from mdistiller_ext.engine import pick_device
 from mdistiller_ext.engine.build import CompiledStudent, build_autocast, build_optimizer
@@ -217,7 +217,7 @@ class Bench:
             steps = DeviceSteps(distiller, optimizer, self.data, args.batch, meter, autocast, 100)
             while True:
                 meter.start(1)
-                yield from steps.epoch(1, 0.05, *self.data.draw(self.generator), answers)
+                yield from steps.epoch(0.05, *self.data.draw(self.generator), answers)
 
         with torch.cuda.stream(stream):
             steps = captured() if cuda else eager()
@@ -403,6 +403,11 @@ class Augmented(Dataset):
         return self.transform(self.images[index]), self.targets[index]
 
 
+def new_file(word: str) -> Path:
+    """The type of --json: what measures for minutes tells a slip before."""
+    return existing(str(Path(word).parent)) / Path(word).name
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -419,6 +424,8 @@ if __name__ == "__main__":
         "--root", type=Path, help="folder with cifar-100-binary/; else random images"
     )
     parser.add_argument("--grow", action="store_true", help="how images/s grow with batch and runs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the ladder there as well")
+    parser.add_argument(
+        "--json", type=new_file, metavar="FILE", help="write the ladder there as well"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
     run_tool(main, parser)

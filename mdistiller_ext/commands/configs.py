@@ -43,14 +43,15 @@ def main(args: argparse.Namespace) -> None:
 
 def key_table() -> str:
     """Every key that all methods share, and those of LOGIT, as Markdown."""
-    from ..config import KEYS, SHARED, get_cfg
+    from ..config import SHARED, get_cfg, layout
     from ..settings import leaves
 
+    places = layout()
     rows = ["| key | default | allowed | |", "|---|---|---|---|"]
     for key, value in leaves(get_cfg()):
         if key.split(".")[0] not in (*SHARED, "LOGIT"):
             continue
-        part, name = KEYS[key]
+        part, name = places[key]
         rule, meaning = part.rules()[name], part.meanings()[name]
         rows.append(f"| `{key}` | `{value!r}` | {rule[1]} | {meaning} |")
     return "\n".join(rows)

@@ -29,10 +29,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from ..config import NUM_CLASSES, get_cfg, rule_of
+    from ..config import get_cfg, rule_of
     from ..data import get_dataset
-    from ..engine import performance, pick_device, predict
-    from ..models import cifar_model_dict
+    from ..engine import numbers, performance, pick_device, predict
+    from ..models import build_network, checked
     from ..teacher import fetch_weights, find_weights, load_into, load_weights
 
     for option, value, key in (
@@ -50,11 +50,13 @@ def main(args: argparse.Namespace) -> None:
         file = find_weights(args.model, args.dataset) or fetch_weights(args.model, args.dataset)
     else:
         file = Path(args.ckpt)
-    model = cifar_model_dict[args.model][0](num_classes=NUM_CLASSES[args.dataset])
+    _, test = get_dataset(cfg.DATASET)
+    built = build_network(args.model, test.classes, args.dataset)
+    model = checked(built, args.model, "--model", test.classes, test.side)
     load_into(model, load_weights(file), args.model)
-    _, test = get_dataset(cfg)
     test = test.to(device)
-    metrics = performance(predict(model.to(device), test, args.batch_size), test.targets)
+    logits = predict(model.to(device), test, args.batch_size)
+    metrics = numbers(performance(logits, test.targets))
     if args.json:
         print(
             json.dumps({"model": args.model, "file": str(file), "dataset": args.dataset, **metrics})

@@ -66,12 +66,13 @@ def about(record: dict[str, Any]) -> dict[str, str]:
     config, epochs, session = record["config"], record["epochs"], record["environments"][-1]
     node, teacher = config["DISTILLER"], record["teacher"]
     seconds = timedelta(seconds=round(record["wall_seconds"]))
+    where = record.get("data", {}).get("evaluated_on", "the test set")
     top1 = "not evaluated yet"
     if tested := [epoch["epoch"] for epoch in epochs if "test_top1" in epoch]:
         top1 = (
             f"{record['last_epoch_top1']:.2f} % in epoch {tested[-1]}, "
             f"{record['best_epoch_top1_selected_on_test']:.2f} % in epoch {record['best_epoch']} "
-            f"(the best, selected on the test set)"
+            f"(the best, selected on {where})"
         )
     facts = {
         "run": f"{node['TYPE']}, "

@@ -25,32 +25,50 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from ..config import NUM_CLASSES, load_cfg
+    from ..config import load_cfg
     from ..data import get_dataset
-    from ..engine import pick_device, teacher_weights
-    from ..models import cifar_model_dict
-    from ..teacher import TeacherTable, default_root, load_into
+    from ..engine import StopSignals, pick_device, teacher_weights
+    from ..engine.events import watched
+    from ..files import default_cache
+    from ..models import build_network, checked
+    from ..teacher import TeacherTable, load_into
 
     cfg = load_cfg(args.cfg, args.opts)
     if cfg.DISTILLER.TYPE == "NONE":
         raise ConfigError("DISTILLER.TYPE: NONE has no teacher")
+    if cfg.DISTILLER.TEACHER_TABLE == "off":
+        raise ConfigError("DISTILLER.TEACHER_TABLE: off, so that no run would read the table")
     device = pick_device(args.device)
     weights = teacher_weights(cfg, device)
     name = cfg.DISTILLER.TEACHER
-    teacher = cifar_model_dict[name][0](num_classes=NUM_CLASSES[cfg.DATASET.TYPE])
+    data, _ = get_dataset(cfg.DATASET)
+    built = build_network(name, data.classes, cfg.DATASET.TYPE)
+    teacher = checked(built, name, "DISTILLER.TEACHER", data.classes, data.side)
     load_into(teacher, weights, name)
-    root = Path(cfg.DISTILLER.TEACHER_TABLE_ROOT or default_root())
-    data = get_dataset(cfg)[0].to(device)
-    table = TeacherTable(root, teacher, data, cfg.DISTILLER.TEACHER_TABLE_DTYPE)
+    root = Path(cfg.DISTILLER.TEACHER_TABLE_ROOT or default_cache())
+    table = TeacherTable(root, teacher, data.to(device), cfg.DISTILLER.TEACHER_TABLE_DTYPE)
     if device.type == "cuda":
         table.hold()
-    start = time.perf_counter()
-    with tqdm(total=table.rows, desc=name, unit=" views", unit_scale=True) as bar:
-        table.fill(bar.update)
-    seconds = time.perf_counter() - start
-    print(
-        f"{table.folder}: {table.filled:,} of {table.rows:,} views, {table.nbytes / 1e6:,.1f} MB; "
-        f"{table.misses:,} computed in {seconds:.1f} s on {device}"
-    )
+    before, start, show = table.filled, time.perf_counter(), watched()
+    try:
+        with (
+            StopSignals() as stop,
+            tqdm(
+                total=table.rows, desc=name, unit=" views", unit_scale=True, disable=not show
+            ) as bar,
+        ):
+
+            def told(count: int) -> None:
+                bar.update(count)
+                stop.check()
+
+            table.fill(told)
+    finally:  # stopped, it says what is kept
+        seconds, filled = time.perf_counter() - start, table.filled
+        print(
+            f"{table.folder}: {filled:,} of {table.rows:,} views, "
+            f"{table.nbytes / 1e6:,.1f} MB; {filled - before:,} computed in {seconds:.1f} s on "
+            f"{device}"
+        )
     if table.problem:
         raise RunError(f"teacher table {table.folder}: {table.problem}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -63,23 +64,24 @@ def fetch(root: Path) -> None:
 
 def read_binary(file: Path) -> tuple[Tensor, Tensor]:
     """Images (N, 3, 32, 32), uint8, and fine labels (N,) of a file of the binary form."""
-    records = np.frombuffer(_checked(file, BINARY[file.name]), np.uint8).reshape(-1, RECORD)
-    return _tensors(records[:, 2:], records[:, 1])
+    records = np.frombuffer(checked(file, BINARY), np.uint8).reshape(-1, RECORD)
+    return tensors(records[:, 2:], records[:, 1])
 
 
 def read_python(file: Path) -> tuple[Tensor, Tensor]:
     """Images (N, 3, 32, 32), uint8, and fine labels (N,) of a file of the Python form."""
-    content = pickle.loads(_checked(file, PYTHON[file.name]), encoding="latin1")
-    return _tensors(content["data"], np.asarray(content["fine_labels"]))
+    content = pickle.loads(checked(file, PYTHON), encoding="latin1")
+    return tensors(content["data"], np.asarray(content["fine_labels"]))
 
 
-def _tensors(pixels: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+def tensors(pixels: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
     images = torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy())
     return images, torch.from_numpy(labels.astype(np.int64))
 
 
-def _checked(file: Path, md5: str) -> bytes:
-    content = read(file)
+def checked(file: Path, official: Mapping[str, str]) -> bytes:
+    """The content of an official file, whose md5 is known by its name."""
+    content, md5 = read(file), official[file.name]
     found = hashlib.md5(content).hexdigest()
     if found != md5:
         raise RunError(

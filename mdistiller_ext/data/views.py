@@ -1,11 +1,14 @@
 """A data set as one tensor on the training device, and the augmented views of its images."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+AUGMENTATION = ("mean", "std", "padding", "flips")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class ImageSet:
         mean, std: per channel, for pixels in [0, 1], (3,).
         padding: zero pixels on each side, of the raw image.
         flips: whether views are mirrored with probability 1/2.
+        whole, places: of a part of a set, the set and where its images are in it, (N,).
     """
 
     padded: Tensor
@@ -43,28 +47,54 @@ class ImageSet:
     std: Tensor
     padding: int
     flips: bool
+    whole: "ImageSet | None" = None
+    places: Tensor | None = None
 
     @classmethod
     def build(
         cls,
         images: Tensor,
         targets: Tensor,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        mean: Sequence[float] | Tensor,
+        std: Sequence[float] | Tensor,
         padding: int,
         flips: bool,
     ) -> "ImageSet":
         """From raw images (N, 3, H, W), uint8, and labels (N,)."""
         padded = F.pad(images, (padding,) * 4)
-        return cls(padded, targets.long(), torch.tensor(mean), torch.tensor(std), padding, flips)
+        mean, std = (torch.as_tensor(values, dtype=torch.float32) for values in (mean, std))
+        return cls(padded, targets.long(), mean, std, padding, flips)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def to(self, device: torch.device) -> "ImageSet":
-        tensors = (self.padded, self.targets, self.mean, self.std)
-        padded, targets, mean, std = (tensor.to(device) for tensor in tensors)
-        return ImageSet(padded, targets, mean, std, self.padding, self.flips)
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, part in parts.items():
+            if isinstance(part, (Tensor, ImageSet)):
+                parts[name] = part.to(device)
+        return ImageSet(**parts)
+
+    @property
+    def side(self) -> int:
+        """Of an image, in pixels."""
+        return self.padded.shape[3] - 2 * self.padding
+
+    @property
+    def classes(self) -> int:
+        return int(self.targets.max()) + 1
+
+    def changed(self, **changes: Any) -> "ImageSet":
+        """The same images with another `mean`, `std`, `padding` or `flips`."""
+        pad = self.padding
+        raw = self.padded[:, :, pad : pad + self.side, pad : pad + self.side]
+        own: dict[str, Any] = {name: getattr(self, name) for name in AUGMENTATION}
+        return ImageSet.build(raw, self.targets, **(own | changes))
+
+    def subset(self, places: Tensor, alone: bool = False) -> "ImageSet":
+        """The images in these places, (N,), which remember them unless they are `alone`."""
+        part = replace(self, padded=self.padded[places], targets=self.targets[places])
+        return part if alone else replace(part, whole=self, places=places)
 
     @property
     def num_views(self) -> int:

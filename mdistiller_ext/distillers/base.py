@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..losses import at_least_float32
 from ..policies import Context
+from ..settings import Settings
 
 
 class Distiller(nn.Module):
@@ -25,9 +26,11 @@ class Distiller(nn.Module):
             name -> tensor of shape () that sums over an epoch; of names that begin with `mean_`
             the sum is then divided by the number of images.
         coupled: why the batch must be in one process, or "".
+        SETTINGS: of a registered method, the keys of its node in the config.
     """
 
     TYPE: str
+    SETTINGS: type[Settings] | None = None
     monitor: dict[str, Tensor]
     coupled = ""
 

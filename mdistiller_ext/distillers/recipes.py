@@ -54,7 +54,7 @@ class Composition(NamedTuple):
 Layout = dict[str, tuple[type[Settings], str]]
 
 
-def _keys(part: type[Settings], prefix: str = "") -> Layout:
+def keys_of(part: type[Settings], prefix: str = "") -> Layout:
     return {prefix + key: (part, key) for key in part.rules()}
 
 
@@ -83,12 +83,12 @@ class Recipe:
     def layout(self) -> Layout:
         layout = {
             self.places.get(key, key): part
-            for key, part in _keys(Weights).items()
+            for key, part in keys_of(Weights).items()
             if key not in self.fixed
         }
-        layout |= _keys(LOSSES[self.loss])
+        layout |= keys_of(LOSSES[self.loss])
         for name in self.policies:
-            layout |= _keys(POLICIES[name], f"{name}." if len(self.policies) > 1 else "")
+            layout |= keys_of(POLICIES[name], f"{name}." if len(self.policies) > 1 else "")
         return layout
 
     def node(self) -> CfgNode:
@@ -141,9 +141,9 @@ class Recipe:
 class Parts(Settings):
     """What the general method is made of."""
 
-    LOSS: str = setting("DKD", one_of(*sorted(LOSSES)), "what is compared")
+    LOSS: str = setting("DKD", lambda: one_of(*sorted(LOSSES)), "what is compared")
     POLICIES: list = setting(
-        [], names_of(*sorted(POLICIES)), "which classes, temperatures, weights"
+        [], lambda: names_of(*sorted(POLICIES)), "which classes, temperatures, weights"
     )
 
 
@@ -153,11 +153,11 @@ class General(Recipe):
 
     loss: str = ""
 
-    @cached_property
-    def layout(self) -> Layout:
-        layout = _keys(Parts) | _keys(Weights)
+    @property
+    def layout(self) -> Layout:  # type: ignore[override]
+        layout = keys_of(Parts) | keys_of(Weights)
         for name, part in sorted({**LOSSES, **POLICIES}.items()):
-            layout |= _keys(part, f"{name}.")
+            layout |= keys_of(part, f"{name}.")
         return layout
 
     def chosen(self, node: Mapping[str, Any]) -> tuple[str, Sequence[str]]:

@@ -1,8 +1,9 @@
 """Training and evaluating: the loop, its checkpoints and records."""
 
 from .build import pick_device
-from .evaluation import fidelity, performance, predict
+from .evaluation import fidelity, numbers, performance, predict
 from .folder import default_name, resumed_name
+from .own import distill
 from .replicas import World
 from .stop import StopSignals
 from .training import teacher_weights, train, train_many

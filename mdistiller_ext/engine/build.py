@@ -1,10 +1,11 @@
 """From a config to the parts of a run: device, distiller, optimizer."""
 
+import copy
 import ctypes
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..config import NUM_CLASSES
-from ..data import ImageSet
+from ..data import Batch, ImageSet, facts
 from ..distillers import Distiller, distiller_dict, source
-from ..errors import ConfigError
-from ..models import cifar_model_dict
-from ..teacher import TeacherTable, Unwritable, Weights, default_root, features_taken, load_into
+from ..errors import ConfigError, RunError, brief
+from ..files import default_cache
+from ..models import build_network, checked, shapes_of
+from ..teacher import TeacherTable, Unwritable, Weights, features_taken, load_into
 from ..toolkit.methods import build_toolkit_distiller
 
 
@@ -29,6 +30,8 @@ def pick_device(name: str | None) -> torch.device:
     Raises:
         ConfigError: there is no such device here.
     """
+    # Read when CUDA starts: as many queues as there are streams for runs.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and device.index is None:
@@ -55,31 +58,78 @@ def _keep_freed_memory() -> None:
         mallopt(m_top_pad, 1 << 26)
 
 
-def build_distiller(cfg: CfgNode, weights: Weights | None, targets: Tensor) -> Distiller:
+def build_distiller(cfg: CfgNode, weights: Weights | None, data: ImageSet) -> Distiller:
     """The student, the teacher with its weights, and the method between them.
 
     Args:
-        targets: labels of the training set, (N,), for a contrastive method of the toolkit.
+        data: the training set.
 
     Raises:
         RunError: the weights do not fit the teacher.
     """
-    num_classes = NUM_CLASSES[cfg.DATASET.TYPE]
+
+    classes = facts(cfg.DATASET).classes
+
+    def network(role: str, name: str) -> nn.Module:
+        built = build_network(name, classes, cfg.DATASET.TYPE)
+        return checked(built, name, f"DISTILLER.{role}", classes, data.side)
+
     # The student draws first: with one seed it starts from the same weights in every method.
-    student = cifar_model_dict[cfg.DISTILLER.STUDENT][0](num_classes=num_classes)
-    teacher = None
+    student, teacher = network("STUDENT", cfg.DISTILLER.STUDENT), None
     if weights:
-        teacher = cifar_model_dict[cfg.DISTILLER.TEACHER][0](num_classes=num_classes)
-        load_into(teacher, weights, cfg.DISTILLER.TEACHER)
+        name = weights.network or cfg.DISTILLER.TEACHER
+        teacher = network("TEACHER", name)
+        load_into(teacher, weights, name)
     if source(cfg.DISTILLER) == "mdistiller":
-        return build_toolkit_distiller(cfg, student, teacher, targets)
+        with _fitting(cfg.DISTILLER.TYPE, student, teacher, _few(data)):
+            return build_toolkit_distiller(cfg, student, teacher, data.targets)
     return distiller_dict[cfg.DISTILLER.TYPE](student, teacher, cfg)
 
 
 def takes_features(distiller: Distiller, data: ImageSet) -> set[str]:
-    """Of which networks the method takes features, tried on a few images."""
+    """Of which networks the method takes features, tried on a few images.
+
+    Raises:
+        ConfigError: a method of the toolkit cannot live with those of these networks.
+    """
+    batch = _few(data)
+    if isinstance(distiller, Distiller):
+        return features_taken(distiller, batch)
+    with _fitting(distiller.TYPE, distiller.student, distiller.teacher, batch):
+        return features_taken(distiller, batch)
+
+
+def _few(data: ImageSet) -> Batch:
     few = torch.arange(min(4, len(data)), device=data.targets.device)
-    return features_taken(distiller, data.batch(few, torch.zeros_like(few)))
+    return data.batch(few, torch.zeros_like(few))
+
+
+@contextmanager
+def _fitting(
+    method: str, student: nn.Module, teacher: nn.Module | None, batch: Batch
+) -> Iterator[None]:
+    """Turns what a method of the toolkit raises for networks that it cannot take into one line.
+
+    Raises:
+        ConfigError: says the shapes of the networks' features.
+    """
+    try:
+        yield
+    except (ConfigError, RunError):
+        raise
+    except Exception as error:
+        pair = {"student": student, "teacher": teacher}
+        shapes = [f"{role} {_features(net, batch)}" for role, net in pair.items() if net]
+        raise ConfigError(
+            f"DISTILLER.TYPE: {method} does not go with this pair: {type(error).__name__}: "
+            f"{brief(str(error))}; features of {', of '.join(shapes)}"
+        ) from error
+
+
+def _features(network: nn.Module, batch: Batch) -> dict[str, Any]:
+    image = batch.image.to(next(network.parameters()).device)
+    with torch.no_grad():
+        return shapes_of(copy.deepcopy(network).eval()(image)[1])
 
 
 class CompiledStudent:
@@ -110,7 +160,7 @@ def build_table(cfg: CfgNode, distiller: Distiller, data: ImageSet) -> TeacherTa
     Raises:
         RunError: the table's files are damaged.
     """
-    root = Path(cfg.DISTILLER.TEACHER_TABLE_ROOT or default_root())
+    root = Path(cfg.DISTILLER.TEACHER_TABLE_ROOT or default_cache())
     try:
         table = TeacherTable(root, distiller.teacher, data, cfg.DISTILLER.TEACHER_TABLE_DTYPE)
     except Unwritable as error:

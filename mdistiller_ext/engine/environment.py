@@ -11,14 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from yacs.config import CfgNode
 
 from ..files import code_hash
+from ..models import home, is_network
+from ..plugins import versions
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # What changes a run's numbers, and so must be the same in all runs that are compared.
 CONDITIONS = (
     "code",
     "toolkit",
+    "imported",
     "torch",
     "cuda",
     "cudnn",
@@ -58,6 +62,14 @@ def environment(device: torch.device) -> dict[str, Any]:
         "tf32": cuda and torch.backends.cudnn.allow_tf32,
         "cudnn_benchmark": cuda and torch.backends.cudnn.benchmark,
     }
+
+
+def imported(cfg: CfgNode) -> dict[str, str] | None:
+    """What a run's networks, data, losses and methods come from beside this package, or None."""
+    node = cfg.DISTILLER
+    teachers = [] if node.TYPE == "NONE" else [node.TEACHER, *filter(is_network, node.ASSISTANTS)]
+    names = {*cfg.EXPERIMENT.IMPORT, *map(home, [node.STUDENT, *teachers])}
+    return versions(name for name in names if name.split(".")[0] != PACKAGE.name) or None
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -1,5 +1,8 @@
 """What is measured on a whole data set: how good a network is and how close to its teacher."""
 
+import math
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,28 +16,25 @@ BINS = 15  # of confidence, equally wide
 
 @torch.inference_mode()
 def predict(model: nn.Module, images: ImageSet, batch_size: int) -> Tensor:
-    """The logits of every image, not augmented, in order: (N, C), float32.
-
-    Raises:
-        RunError: a logit is not finite.
-    """
+    """The logits of every image, not augmented, in order: (N, C), float32."""
     model.eval()
-    logits = torch.cat([model(batch.image)[0] for batch in images.plain(batch_size)]).float()
-    if not logits.isfinite().all():
-        raise RunError("evaluation: the network's logits are not finite")
-    return logits
+    return torch.cat([model(batch.image)[0] for batch in images.plain(batch_size)]).float()
 
 
-def performance(logits: Tensor, targets: Tensor) -> dict[str, float]:
-    """top1 and top5 in percent, nll in nats, ece (calibration error, 15 bins) in [0, 1]."""
+def performance(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """top1 and top5 in percent, nll in nats, ece (calibration error, 15 bins) in [0, 1].
+
+    Each is of shape () and on its device, for which nothing waits; `numbers` reads them.
+    """
     hits = logits.argmax(dim=1) == targets
     nearest = logits.topk(min(5, logits.shape[1])).indices
     # From counts: a float32 mean would make equal accuracies differ in the last digits.
     return {
-        "top1": 100 * hits.sum().item() / len(targets),
-        "top5": 100 * (nearest == targets[:, None]).sum().item() / len(targets),
-        "nll": F.cross_entropy(logits, targets).item(),
-        "ece": calibration_error(logits.softmax(dim=1).amax(dim=1), hits).item(),
+        "top1": _percent(hits, len(targets)),
+        "top5": _percent(nearest == targets[:, None], len(targets)),
+        # NaN where any logit is not finite.
+        "nll": F.cross_entropy(logits, targets) + 0 * logits.abs().amax(),
+        "ece": calibration_error(logits.softmax(dim=1).amax(dim=1), hits),
     }
 
 
@@ -49,12 +49,13 @@ def calibration_error(confidence: Tensor, hits: Tensor) -> Tensor:
     """
     bins = (confidence * BINS).long().clamp(max=BINS - 1)  # 1.0 is in the last one
     # A product, not a scatter, whose order of adding is not fixed on a GPU.
-    gaps = (confidence.double() - hits.double()) @ F.one_hot(bins, BINS).double()
+    inside = bins[:, None] == torch.arange(BINS, device=bins.device)
+    gaps = (confidence.double() - hits.double()) @ inside.double()
     return gaps.abs().sum() / len(hits)
 
 
-def fidelity(logits_student: Tensor, logits_teacher: Tensor) -> dict[str, float]:
-    """How close a student is to its teacher, means over the samples, all at T = 1.
+def fidelity(logits_student: Tensor, logits_teacher: Tensor) -> dict[str, Tensor]:
+    """How close a student is to its teacher, means over the samples, all at T = 1; for `numbers`.
 
     agreement: equal top-1 prediction, percent. kl: KL(teacher || student), nats. l2_probabilities
     and l2_logits: Euclidean distance between the softmax outputs and between the logits (the
@@ -63,8 +64,26 @@ def fidelity(logits_student: Tensor, logits_teacher: Tensor) -> dict[str, float]
     p_student, p_teacher = logits_student.softmax(dim=1), logits_teacher.softmax(dim=1)
     same = logits_student.argmax(dim=1) == logits_teacher.argmax(dim=1)
     return {
-        "agreement": 100 * same.sum().item() / len(same),
-        "kl": kl_divergence(logits_student, logits_teacher).mean().item(),
-        "l2_probabilities": (p_student - p_teacher).norm(dim=1).mean().item(),
-        "l2_logits": (logits_student - logits_teacher).norm(dim=1).mean().item(),
+        "agreement": _percent(same, len(same)),
+        "kl": kl_divergence(logits_student, logits_teacher).mean(),
+        "l2_probabilities": (p_student - p_teacher).norm(dim=1).mean(),
+        "l2_logits": (logits_student - logits_teacher).norm(dim=1).mean(),
     }
+
+
+def numbers(measured: Mapping[str, Tensor]) -> dict[str, float]:
+    """What was measured, read from its device at once.
+
+    Raises:
+        RunError: a figure, and so perhaps a logit, is not finite.
+    """
+    read = torch.stack([figure.double() for figure in measured.values()]).tolist()
+    values = dict(zip(measured, read, strict=True))
+    bad = [f"{name} {value:g}" for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise RunError(f"evaluation: not finite: {', '.join(bad)}")
+    return values
+
+
+def _percent(hits: Tensor, samples: int) -> Tensor:
+    return 100 * hits.sum().double() / samples

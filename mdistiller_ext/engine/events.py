@@ -141,12 +141,12 @@ class Progress:
         assert self.bar is not None
         self.bar.close()
         hits = epoch.get("teacher_table_hits")
-        table = "" if hits is None else f"table hits {hits:.0f} %  "
+        table = "" if hits is None else f"table {hits:.0f} %  "
         test = f"test {epoch['test_top1']:.2f} %  " if "test_top1" in epoch else ""
-        terms = ", ".join(f"{k[5:]} {v:.3f}" for k, v in epoch.items() if k.startswith("loss_"))
+        terms = " ".join(f"{k[5:]} {v:.3f}" for k, v in epoch.items() if k.startswith("loss_"))
         print(
             f"epoch {epoch['epoch']:>3}/{self.epochs}  loss {epoch['loss']:.3f} ({terms})  "
             f"train {epoch['train_top1']:.2f} %  {test}"
-            f"{epoch['images_per_s']:.0f} images/s  {table}run {self.left(epoch['epoch'])} left",
+            f"{epoch['images_per_s']:.0f} images/s  {table}{self.left(epoch['epoch'])} left",
             flush=True,
         )

@@ -98,7 +98,10 @@ class Meter:
         Raises:
             RunError: a loss was not finite; it names the first such step and its terms.
         """
-        terms = self.terms[: self.step].double().cpu()
+        # One transfer; counts stay exact in float64.
+        parts = [self.terms.flatten(), *(total[None] for total in self.totals.values())]
+        read = torch.cat([part.double() for part in parts]).cpu()
+        terms = read[: self.terms.numel()].view_as(self.terms)[: self.step]
         bad = (~terms.isfinite().all(dim=1)).nonzero()
         if len(bad):
             step = int(bad[0])
@@ -111,10 +114,14 @@ class Meter:
             )
         weights = torch.tensor(self.sizes, dtype=torch.float64) / self.images
         means = dict(zip(self.names, (weights @ terms).tolist(), strict=True))
+        totals = read[self.terms.numel() :].tolist()
         sums = {
-            name: total.item() / (self.images if name.startswith("mean_") else 1)
-            for name, total in self.totals.items()
+            name: value if total.is_floating_point() else int(value)
+            for (name, total), value in zip(self.totals.items(), totals, strict=True)
         }
+        for name in sums:
+            if name.startswith("mean_"):
+                sums[name] /= self.images
         top1 = 100 * sums.pop("correct") / self.images
         return {"loss": math.fsum(means.values()), **means, "train_top1": top1, **sums}
 

@@ -1,14 +1,15 @@
 """What the runs of one process have in common."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..data import ImageSet, get_dataset
+from ..data import Dataset, ImageSet, get_dataset
 from ..distillers import Distiller
-from ..teacher import TeacherTable, Weights
+from ..teacher import TeacherTable, Weights, load_weights
 from .build import build_table
 from .replicas import World
 from .stop import StopSignals
@@ -26,23 +27,34 @@ class Shared:
     ) -> None:
         self.device, self.stop, self.world = device, stop, world or World()
         self.together = together  # how many runs they are
-        self.sets: dict[tuple[str, str], tuple[ImageSet, ImageSet]] = {}
+        self.sets: dict[str, tuple[ImageSet, ImageSet]] = {}
         self.tables: dict[tuple[str, ...], TeacherTable | None] = {}
         self.logits: dict[tuple[str, ...], Tensor] = {}
+        self.teachers: dict[Path, Weights] = {}
 
     def data(self, cfg: CfgNode) -> tuple[ImageSet, ImageSet]:
         """(train, test), on the device."""
-        key = cfg.DATASET.TYPE, cfg.DATASET.ROOT
+        key = repr(Dataset.read(cfg.DATASET))
         if key not in self.sets:
-            train_set, test_set = get_dataset(cfg)
+            train_set, test_set = get_dataset(cfg.DATASET)
             self.sets[key] = train_set.to(self.device), test_set.to(self.device)
         return self.sets[key]
+
+    def weights(self, file: Path) -> Weights:
+        """A teacher's, read once."""
+        if file not in self.teachers:
+            self.teachers[file] = load_weights(file)
+        return self.teachers[file]
+
+    def once(self, weights: Weights) -> Weights:
+        """The first that was given of these weights."""
+        return self.teachers.setdefault(Path(weights.sha256), weights)
 
     def table(
         self, cfg: CfgNode, distiller: Distiller, weights: Weights, data: ImageSet
     ) -> TeacherTable | None:
         node = cfg.DISTILLER
-        where = (cfg.DATASET.TYPE, cfg.DATASET.ROOT, node.TEACHER_TABLE_ROOT)
+        where = (repr(Dataset.read(cfg.DATASET)), node.TEACHER_TABLE_ROOT)
         key = (weights.sha256, node.TEACHER, node.TEACHER_TABLE, node.TEACHER_TABLE_DTYPE, *where)
         if key not in self.tables:
             self.tables[key] = build_table(cfg, distiller, data)
@@ -52,7 +64,7 @@ class Shared:
         self, cfg: CfgNode, weights: Weights, evaluate: Callable[[], Tensor]
     ) -> Tensor:
         """The teacher's logits on the test set, (N, C), as `evaluate` computes them once."""
-        key = (weights.sha256, cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE, cfg.DATASET.ROOT)
+        key = (weights.sha256, cfg.DISTILLER.TEACHER, repr(Dataset.read(cfg.DATASET)))
         if key not in self.logits:
             self.logits[key] = evaluate()
         return self.logits[key]

@@ -1,9 +1,11 @@
 """From a config to a finished run, or several: folders, locks and teachers."""
 
 import shutil
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,19 @@ from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
 from ..config import load_cfg
+from ..data import facts
 from ..errors import ConfigError, RunError
 from ..files import discard_parts, load, write_atomically, writing
-from ..teacher import Weights, fetch_weights, find_weights, load_weights
+from ..models import pretrained
+from ..plugins import import_modules
+from ..teacher import Weights, digest, fetch_weights, find_weights, load_weights
+from . import chain
 from .folder import default_name, earlier_state, finished_before
 from .replicas import World
 from .run import Finished, Run
 from .shared import Shared
 from .stop import StopSignals
+from .trainer import Lane
 
 LOCK_WAIT = 10.0  # seconds: what holds a run's folder may just have been told to stop
 
@@ -31,10 +38,14 @@ def train(
     *,
     resume: bool = False,
     world: World | None = None,
+    weights: Weights | None = None,
+    patience: float | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Train as a config says, in the folder LOG.PREFIX/EXPERIMENT.PROJECT/name.
 
-    The processes of `world`, each of which calls this, share every batch.
+    The processes of `world`, each of which calls this, share every batch. A teacher's `weights`
+    that are not given are looked for. A folder that another process works in is waited for, at
+    most `patience` seconds, by default LOCK_WAIT.
 
     Returns:
         The record and the folder.
@@ -46,24 +57,31 @@ def train(
             loss became non-finite. What was saved stays as it is.
         Stopped: a signal came; the run is saved as it was after the step of the moment.
     """
-    with (
-        StopSignals() as stop,
-        opened(cfg, name, Shared(device, stop, world), resume=resume) as run,
-    ):
-        return run.go(), run.folder
+    with StopSignals() as stop:
+        lane = Lane(Shared(device, stop, world))
+        with opened(cfg, name, lane, resume, weights, patience) as run:
+            for _ in run.advance():
+                pass
+            return run.record, run.folder
 
 
 def train_many(
-    jobs: Sequence[tuple[CfgNode, str]], device: torch.device, *, resume: bool = False
+    jobs: Sequence[tuple[CfgNode, str]],
+    device: torch.device,
+    *,
+    resume: bool = False,
+    together: int | None = None,
 ) -> list[dict[str, Any] | Exception]:
-    """Train several runs at once in this process, a step each in turn.
+    """Train several runs at once in this process, a step of each in turn.
 
     Each is the run that `train` would make of it, with its own folder, as long as its method
     draws nothing from the global random generators. Data and teacher tables are shared. On a GPU
-    each run has a stream of its own, so that small networks fill the device together.
+    each run has a stream of its own, of which there are 32, so that small networks fill the
+    device together; a run that begins takes over the captured steps of one of its kind.
 
     Args:
         jobs: (config, name) of each run.
+        together: how many are trained at once; the others follow. By default all.
 
     Returns:
         Their records, in order; the exception of one that failed, which stops no other.
@@ -71,54 +89,79 @@ def train_many(
     Raises:
         Stopped: a signal came; the runs are saved as they were after the steps of the moment.
     """
-    results: dict[int, dict[str, Any] | Exception] = {}
-    with ExitStack() as stack:
-        shared = Shared(device, stack.enter_context(StopSignals()), together=len(jobs))
-        live: dict[int, tuple[Generator[None, None, None], torch.cuda.Stream | None]] = {}
-        for number, (cfg, name) in enumerate(jobs):
+    queue, results = list(enumerate(jobs)), dict[int, dict[str, Any] | Exception]()
+    count = min(together or len(jobs), len(jobs))
+    with StopSignals() as stop, ExitStack() as stack:
+        shared = Shared(device, stop, together=count)
+        lanes = []
+        for number in range(count):
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-            try:
-                with torch.cuda.stream(stream):
-                    job = opened(cfg, name, shared, resume=resume)
-                    run = stack.enter_context(job)
-                results[number] = run.record
-                live[number] = run.advance(), stream
-            except Exception as error:
-                results[number] = error
-        stack.callback(_close, live)  # before the folders' locks are given back
-        while live:
-            for number, (steps, stream) in list(live.items()):
-                try:
-                    with torch.cuda.stream(stream):
-                        next(steps)
-                except StopIteration:
-                    del live[number]
-                except Exception as error:
-                    results[number] = error
-                    del live[number]
+            steps = follow_each_other(queue, results, Lane(shared), number / count, resume)
+            lanes.append((steps, stream))
+            stack.callback(_close, steps, stream)
+        while lanes:
+            for lane in list(lanes):
+                with torch.cuda.stream(lane[1]):
+                    if next(lane[0], lane) is lane:
+                        lanes.remove(lane)
     return [results[number] for number in range(len(jobs))]
 
 
-def _close(live: dict[int, tuple[Generator[None, None, None], torch.cuda.Stream | None]]) -> None:
-    """Let each run that has not ended save itself."""
-    for steps, stream in live.values():
-        with torch.cuda.stream(stream):
-            steps.close()
+def _close(steps: Generator[None, None, None], stream: torch.cuda.Stream | None) -> None:
+    """Let a run that has not ended save itself."""
+    with torch.cuda.stream(stream):
+        steps.close()
+
+
+def follow_each_other(
+    queue: list[tuple[int, tuple[CfgNode, str]]],
+    results: dict[int, dict[str, Any] | Exception],
+    lane: Lane,
+    behind: float,
+    resume: bool,
+) -> Generator[None, None, None]:
+    """Train one job of the queue after the other, a step each time that the iterator is advanced.
+
+    Args:
+        queue: what is left for this lane and others: (number, (config, name)).
+        results: by number, what came of each job.
+        behind: the share of an epoch by which the first run begins later, so that what comes at
+            the end of an epoch does not come to all lanes at once.
+    """
+    while queue:
+        job = next((job for job in queue if lane.fits(job[1][0])), queue[0])
+        queue.remove(job)
+        number, (cfg, name) = job
+        try:
+            with opened(cfg, name, lane, resume) as run:
+                yield from repeat(None, round(behind * run.turns))
+                yield from run.advance()
+                results[number] = run.record
+        except Exception as error:
+            results[number] = error
+        behind = 0
 
 
 @contextmanager
-def opened(cfg: CfgNode, name: str, shared: Shared, *, resume: bool) -> Iterator[Run | Finished]:
+def opened(
+    cfg: CfgNode,
+    name: str,
+    lane: Lane,
+    resume: bool,
+    weights: Weights | None = None,
+    patience: float | None = None,
+) -> Iterator[Run | Finished]:
     """A run, new or as it was left, while its folder is locked."""
-    folder, world = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), shared.world
+    import_modules(cfg.EXPERIMENT.IMPORT)  # in a process that did not read the config
+    folder, shared = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), lane.shared
+    world = shared.world
     with ExitStack() as stack:
         state = record = None
         if world.first:
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                try:
-                    stack.enter_context(FileLock(folder / "lock", timeout=LOCK_WAIT))
-                except Timeout:
-                    raise RunError(f"{folder} is in use by another process") from None
+                lock = _locked(folder, LOCK_WAIT if patience is None else patience, shared.stop)
+                stack.callback(lock.release)
                 discard_parts(folder)
             record = finished_before(cfg, folder, resume)
             state = None if record else earlier_state(cfg, folder, resume)
@@ -127,20 +170,35 @@ def opened(cfg: CfgNode, name: str, shared: Shared, *, resume: bool) -> Iterator
             print(f"{folder}: finished already")
             yield Finished(record, folder)
             return
-        weights = (
-            None if cfg.DISTILLER.TYPE == "NONE" else teacher_weights(cfg, shared.device, world)
-        )
+        weights = None if cfg.DISTILLER.TYPE == "NONE" else weights or _teacher(cfg, shared)
         if world.tell(state is not None) and not world.first:
             state = load(folder / "latest")
         if state and weights:
             _same_teacher(weights, state["teacher_sha256"], folder)
-        yield Run(cfg, folder, shared, weights, state)
+        yield Run(cfg, folder, lane, weights, state)
+
+
+def _locked(folder: Path, patience: float, stop: StopSignals) -> FileLock:
+    """The lock of a folder, taken; a signal to stop is heeded while it is waited for.
+
+    Raises:
+        RunError: another process had it all the time.
+    """
+    lock, end = FileLock(folder / "lock"), time.monotonic() + patience
+    while True:
+        try:
+            lock.acquire(timeout=min(1.0, max(0.0, end - time.monotonic())))
+            return lock
+        except Timeout:
+            stop.check()
+            if time.monotonic() >= end:
+                raise RunError(f"{folder} is in use by another process") from None
 
 
 def _check_teacher(cfg: CfgNode, folder: Path, record: dict[str, Any]) -> None:
     """Of a run that is finished: the teacher is the same one, if it is still there."""
     node = cfg.DISTILLER
-    if record["teacher"]:
+    if record["teacher"] and not node.ASSISTANTS:
         file = find_weights(node.TEACHER, cfg.DATASET.TYPE, checkpoint=node.TEACHER_CKPT)
         if file:
             _same_teacher(load_weights(file), record["teacher"]["sha256"], folder)
@@ -154,16 +212,32 @@ def _same_teacher(weights: Weights, expected: str, folder: Path) -> None:
         )
 
 
-def teacher_weights(cfg: CfgNode, device: torch.device, world: World | None = None) -> Weights:
+def teacher_weights(cfg: CfgNode, device: torch.device) -> Weights:
     """The teacher's weights: found, trained as DISTILLER.TEACHER_CFG says, or downloaded."""
+    return _teacher(cfg, Shared(device, StopSignals()))
+
+
+def _teacher(cfg: CfgNode, shared: Shared) -> Weights:
+    node = cfg.DISTILLER
+    if node.ASSISTANTS:
+        first = shared.world.first  # the others wait for it
+        file = shared.world.tell(chain.assistant(cfg, shared.device) if first else None)
+        network = chain.link(cfg).DISTILLER.STUDENT
+        return shared.once(load_weights(file)._replace(network=network))
+    if node.TEACHER_CKPT == "pretrained":
+        state = pretrained(node.TEACHER, facts(cfg.DATASET).classes)
+        return shared.once(Weights(state, Path(node.TEACHER), digest(state)))
+    return shared.weights(teacher_file(cfg, shared.device, shared.world))
+
+
+def teacher_file(cfg: CfgNode, device: torch.device, world: World) -> Path:
     wanted, file = (cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE), None
-    world = world or World()
     if world.first:
         file = find_weights(*wanted, checkpoint=cfg.DISTILLER.TEACHER_CKPT)
         if not file and cfg.DISTILLER.TEACHER_CFG:
             file = train_teacher(cfg, device)
         file = file or fetch_weights(*wanted)
-    return load_weights(world.tell(file))
+    return world.tell(file)
 
 
 def train_teacher(cfg: CfgNode, device: torch.device) -> Path:

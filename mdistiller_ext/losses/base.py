@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..plugins import check_free
 from ..settings import Settings
 from .divergence import Temperature, kl_divergence, log_softmax, scalars, target_mask
 
@@ -84,6 +85,7 @@ class Loss(Settings):
     OWNS: ClassVar[dict[str, str]] = {}
 
     def __init_subclass__(cls) -> None:
+        check_free(cls.__name__, LOSSES.get(cls.__name__), cls)
         LOSSES[cls.__name__] = cls
 
     @property

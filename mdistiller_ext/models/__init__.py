@@ -1,3 +1,14 @@
 """The student and teacher networks."""
 
 from .resnet import ARCHITECTURES, cifar_model_dict, folded
+from .zoo import (
+    EXPECTED,
+    build_network,
+    checked,
+    feature_shapes,
+    home,
+    is_network,
+    pretrained,
+    register_network,
+    shapes_of,
+)

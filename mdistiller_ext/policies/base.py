@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..losses import Pair
+from ..plugins import check_free
 from ..settings import Rule, Settings
 
 POLICIES: dict[str, type["Policy"]] = {}
@@ -83,6 +84,7 @@ class Policy(Settings):
     SCHEDULED: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
+        check_free(cls.__name__, POLICIES.get(cls.__name__), cls)
         POLICIES[cls.__name__] = cls
 
     @property

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from ..engine.folder import LATEST
 from ..engine.record import read_record
-from ..errors import ConfigError, RunError
+from ..errors import ConfigError, RunError, counted
 from ..files import extract, write_atomically, writing
 from .launch import LOG
 from .plan import RUNS
@@ -50,8 +50,8 @@ def pack(study: Path, target: Path, *, unfinished: bool = False, overwrite: bool
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, write)
-    size = target.stat().st_size
-    return f"{target}: {count[True]} finished runs, {count[False]} unfinished, {size / 1e3:,.0f} kB"
+    runs, size = counted(count[True], "finished run"), target.stat().st_size
+    return f"{target}: {runs}, {count[False]} unfinished, {size / 1e3:,.0f} kB"
 
 
 def unpack(archive: Path, study: Path) -> str:
@@ -84,7 +84,7 @@ def unpack(archive: Path, study: Path) -> str:
                 except Timeout:
                     raise RunError(f"{old} is in use by another process") from None
             taken += 1
-    return f"{study}: {taken} runs taken from {archive}, {kept} left as they were"
+    return f"{study}: {counted(taken, 'run')} taken from {archive}, {kept} left as they were"
 
 
 def _progress(folder: Path) -> tuple[bool, int]:

@@ -7,11 +7,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..config import NUM_CLASSES
 from ..data import get_dataset
 from ..engine import predict
 from ..errors import ConfigError, RunError
-from ..models import cifar_model_dict
+from ..models import build_network
 from ..teacher import load_into, load_weights
 from . import plots
 from .analysis import Findings
@@ -92,9 +91,9 @@ def _teacher(study: Study, records: dict[str, dict[str, Any]]) -> Figure:
     if weights.sha256 != facts["sha256"]:
         raise RunError(f"{weights.file}: not the one that the runs had")
     name = cfg.DISTILLER.TEACHER
-    teacher = cifar_model_dict[name][0](num_classes=NUM_CLASSES[cfg.DATASET.TYPE])
+    teacher = build_network(name, facts(cfg.DATASET).classes, cfg.DATASET.TYPE)
     load_into(teacher, weights, name)
-    test = get_dataset(cfg)[1]
+    test = get_dataset(cfg.DATASET)[1]
     test = replace(test, padded=test.padded[:IMAGES], targets=test.targets[:IMAGES])
     logits = predict(teacher, test, 250)
     sure = logits.softmax(1).amax(1).argsort(descending=True)

@@ -12,7 +12,7 @@ import pandas as pd
 from ..engine.environment import CONDITIONS, changes
 from ..engine.folder import differences, plain
 from ..engine.record import printable, read_record
-from ..errors import ConfigError, RunError, brief
+from ..errors import ConfigError, RunError, brief, counted
 from ..settings import leaves
 from .plan import RUNS, Study
 
@@ -84,7 +84,9 @@ def check_conditions(
                     seen[key][json.dumps(value)].append(job.name)
         for key, values in seen.items():
             if len(values) > 1 and key not in allowed:
-                text = "; ".join(f"{v} in {len(n)} runs, as {n[0]}" for v, n in values.items())
+                text = "; ".join(
+                    f"{v} in {counted(len(n), 'run')}, as {n[0]}" for v, n in values.items()
+                )
                 faults.append(f"{student}: {key} differs between runs: {text}; --allow {key} mixes")
     if faults:
         raise ConfigError("\n".join(faults))

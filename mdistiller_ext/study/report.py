@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..errors import RunError
+from ..data import facts
+from ..errors import RunError, counted
 from ..files import write_atomically, writing
 from ..inert import weak_teacher
 from . import formats
@@ -16,7 +17,7 @@ from .formats import Report, drawn
 from .pictures import pictures
 from .plan import Study, inert_arms
 from .records import check_conditions, collect, table
-from .tables import DIGITS, Records, condensed, counted, sections, settings
+from .tables import DIGITS, Records, condensed, sections, settings
 
 
 def write_report(study: Study, allowed: Iterable[str] = ()) -> tuple[str, Path]:
@@ -45,7 +46,7 @@ def write_report(study: Study, allowed: Iterable[str] = ()) -> tuple[str, Path]:
     report = Report(
         f"Study {study.name}",
         _intro(study, records),
-        [*findings.warnings, *inert_arms(study), *_weak_teachers(records)],
+        [*findings.warnings, *inert_arms(study), *_weak_teachers(study, records)],
         sections(study, records, findings),
         left_out + missing,
         runs.assign(name=names),
@@ -117,12 +118,12 @@ def _intro(study: Study, records: Records) -> list[str]:
     ]
 
 
-def _weak_teachers(records: Records) -> list[str]:
-    lines = [
-        weak_teacher(teacher["name"], teacher["test_top1"], record["config"]["DATASET"]["TYPE"])
-        for record in records.values()
-        if (teacher := record["teacher"])
-    ]
+def _weak_teachers(study: Study, records: Records) -> list[str]:
+    lines = []
+    for job in study.jobs:
+        if job.name in records and (teacher := records[job.name]["teacher"]):
+            data = records[job.name].get("data") or facts(job.cfg.DATASET)._asdict()
+            lines.append(weak_teacher(teacher["name"], teacher["test_top1"], data["classes"]))
     return list(filter(None, dict.fromkeys(lines)))
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ..engine.environment import CONDITIONS
 from ..engine.folder import PLACES, plain
+from ..errors import counted
 from ..settings import leaves
 from .analysis import Arm, Findings, beyond
 from .plan import Study
@@ -96,11 +97,6 @@ def condensed(study: Study, left_out: list[str]) -> list[str]:
         seeds = [job.seed for job in group]
         lines.append(f"{student}, {arm}: {counted(len(seeds), 'run')} to go, seed {spans(seeds)}")
     return lines
-
-
-def counted(number: int, noun: str) -> str:
-    """ "1 run", "2 runs"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def spans(numbers: Iterable[int]) -> str:

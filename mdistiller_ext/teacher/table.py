@@ -62,7 +62,10 @@ class TeacherTable:
             RunError: the files are damaged, or a sample of the entries is not what the network
                 answers.
         """
-        self.data, self.dtype = data, dtype
+        # A part of a set shares the table of the whole.
+        self.places = data.places
+        self.data = data = data.whole or data
+        self.dtype = dtype
         self.device = data.targets.device
         self.network = folded(network).to(self.device)
         if self.device.type == "cpu":  # where the layout helps; without tensor cores not on a GPU
@@ -74,8 +77,8 @@ class TeacherTable:
         self.shape = (len(data), data.num_views, classes)
         facts = {
             "format": FORMAT,
-            "network": _digest(network.state_dict()),
-            "images": _digest({"padded": data.padded, "mean": data.mean, "std": data.std}),
+            "network": digest(network.state_dict()),
+            "images": digest({"padded": data.padded, "mean": data.mean, "std": data.std}),
             "padding": data.padding,
             "flips": data.flips,
             "shape": list(self.shape),
@@ -126,6 +129,8 @@ class TeacherTable:
 
     def logits(self, index: Tensor, view: Tensor, progress: Progress | None = None) -> Tensor:
         """The network's logits, (M, C), float32, of views (M,) of images (M,); on their device."""
+        if self.places is not None:
+            index = self.places[index]
         position, before = index * self.shape[1] + view, self.misses
         if self.resident is None:
             position = position.cpu()
@@ -167,7 +172,8 @@ class TeacherTable:
     def fill(self, progress: Progress | None = None, images: int = 1024) -> None:
         """Compute every entry that is missing; `images` is how many are looked at at once."""
         views = torch.arange(self.shape[1], device=self.device)
-        for block in torch.arange(len(self.data), device=self.device).split(images):
+        count = len(self.data if self.places is None else self.places)
+        for block in torch.arange(count, device=self.device).split(images):
             index = block.repeat_interleave(len(views))
             self.logits(index, views.repeat(len(block)), progress)
 
@@ -303,13 +309,6 @@ class _File:
                 start = end
 
 
-def default_root() -> Path:
-    """The cache folder: MDISTILLER_EXT_CACHE, or mdistiller_ext in the user's cache folder."""
-    own = os.environ.get("MDISTILLER_EXT_CACHE")
-    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(own).expanduser() if own else Path(users) / "mdistiller_ext" / "teacher_tables"
-
-
 def _checksum(rows: np.ndarray, position: np.ndarray) -> np.ndarray:
     """(M,), uint32, never 0: a sum with odd weights, which any single changed bit changes."""
     parts = np.ascontiguousarray(rows).view(np.uint16).astype(np.uint32)
@@ -319,7 +318,7 @@ def _checksum(rows: np.ndarray, position: np.ndarray) -> np.ndarray:
     return np.where(sums == 0, np.uint32(1), sums)
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         content = tensor.detach().cpu().contiguous()

@@ -18,16 +18,21 @@ from ..models.resnet import CHECKPOINTS
 URL = (
     "https://github.com/megvii-research/mdistiller/releases/download/checkpoints/cifar_teachers.tar"
 )
-IN_ARCHIVE = ("resnet32x4", "resnet56", "resnet110")
+IN_ARCHIVE = ("resnet32x4", "resnet56", "resnet110", "ResNet50", "wrn_40_2", "vgg13")
 TOOLKIT_FOLDER = Path("download_ckpts")
 
 
 class Weights(NamedTuple):
-    """A network's state dict, with the file it came from and that file's sha256."""
+    """A network's state dict, with the file it came from and that file's sha256.
+
+    Attributes:
+        network: its name, where it is not the config's teacher.
+    """
 
     state: dict[str, Tensor]
     file: Path
     sha256: str
+    network: str = ""
 
 
 def find_weights(name: str, dataset: str, checkpoint: str = "") -> Path | None:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..data.contrastive import ContrastiveSampler
 from ..errors import ConfigError, RunError
 from ..files import code_hash
 from ..policies import Context
 from ..seeding import epoch_generator
 from ..teacher import TabledTeacher
+from .contrastive import ContrastiveSampler
 from .locate import import_toolkit
 
 # What DISTILLER.FIX_UPSTREAM mends, by method.
@@ -66,6 +66,7 @@ def build_toolkit_distiller(
     """
     name = cfg.DISTILLER.TYPE
     cls = _adapted(import_toolkit().registry[name])
+    cls.TYPE = name
     if teacher is None:
         return cls(student)
     if name == "CRD":

@@ -28,7 +28,8 @@ def register() -> None:
             missing.append(name)
         elif found is None or not issubclass(found, METHODS[name]):
             raise ConfigError(
-                f"mdistiller has something else of the name {name}: {found or 'a config node'}"
+                f"mdistiller has something else of the name {name}: {found or 'a config node'}; "
+                f"where tools/export_upstream.py wrote it, use the checkout's own tools/train.py"
             )
     if not missing:
         return

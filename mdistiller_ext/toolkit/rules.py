@@ -3,10 +3,11 @@ gives NaN."""
 
 from yacs.config import CfgNode
 
-from ..data import FACTS
-from ..models import ARCHITECTURES
+from ..data import Facts
+from ..models import feature_shapes
 from ..settings import SWITCH, Rule, count, number, number_to, one_of, only, sizes
 
+STAGES = sizes(range(2, 10), 1, 10_000)
 # By the whole key, or by its last part.
 RULES: dict[str, Rule] = {
     "CE_WEIGHT": number(0),
@@ -19,7 +20,7 @@ RULES: dict[str, Rule] = {
     "EPSILON": number(1e-30, 1),
     "SQUARED": SWITCH,
     "HINT_LAYER": number_to(0, 3),
-    "INPUT_SIZE": sizes(2, 8, 1000),
+    "INPUT_SIZE": sizes(range(2, 3), 8, 1000),
     "KERNEL_SIZE": number(1, 32),
     "EPS": number(0, 0.1, open_low=True),
     "INIT_PRED_VAR": number(0.1, 80),
@@ -30,10 +31,10 @@ RULES: dict[str, Rule] = {
     "K": number(1, 100_000),
     "CRD.NCE.MOMENTUM": number(0, 1),
     "CRD.NCE.TEMPERATURE": number(0.02, 1000),
-    "SHAPES": sizes(4, 1, 10_000),
-    "OUT_SHAPES": sizes(4, 1, 10_000),
-    "IN_CHANNELS": sizes(4, 1, 10_000),
-    "OUT_CHANNELS": sizes(4, 1, 10_000),
+    "SHAPES": STAGES,
+    "OUT_SHAPES": STAGES,
+    "IN_CHANNELS": STAGES,
+    "OUT_CHANNELS": STAGES,
     "MAX_MID_CHANNEL": count(1),
     "STU_PREACT": SWITCH,
 }
@@ -44,24 +45,38 @@ def toolkit_rule(key: str) -> Rule | None:
     return RULES.get(key) or RULES.get(key.rsplit(".", 1)[-1])
 
 
-def rules_beside(cfg: CfgNode) -> dict[str, Rule]:
+def rules_beside(cfg: CfgNode, data: Facts) -> dict[str, Rule]:
     """The rules that data set, method and networks make for other keys; these four are allowed."""
-    data, method = FACTS[cfg.DATASET.TYPE], cfg.DISTILLER.TYPE
-    rules: dict[str, Rule] = {}
-    if method == "KDSVD":
-        rules["KDSVD.K"] = number_to(1, data.side // 4)  # the side of the last feature map
+    method, rules = cfg.DISTILLER.TYPE, {}
     if method in ("RKD", "REVIEWKD"):
         rules["SOLVER.BATCH_SIZE"] = (
             lambda size: (data.images - 1) % size > 0,
             f"a number that leaves no batch of one image of {data.images}, as {method} needs two",
         )
-    if method in ("CRD", "REVIEWKD"):
-        for side, role, lists in (("IN", "STUDENT", "SHAPES"), ("OUT", "TEACHER", "OUT_SHAPES")):
-            network = cfg.DISTILLER[role]
-            _, (_, *channels) = ARCHITECTURES[network]
-            pooled, fits = channels[-1], f"as {network} has"
-            rules[f"CRD.FEAT.{role}_DIM"] = only(pooled, fits)
-            rules[f"REVIEWKD.{side}_CHANNELS"] = only([*channels, pooled], fits)
-            sides = [1, data.side // 4, data.side // 2, data.side]
-            rules[f"REVIEWKD.{lists}"] = only(sides, f"as the images of {cfg.DATASET.TYPE} give")
+    if method not in ("CRD", "KDSVD", "REVIEWKD"):
+        return rules
+    names = cfg.DISTILLER.STUDENT, cfg.DISTILLER.TEACHER
+    fits = [f"as {name} has" for name in names]
+    student, teacher = (
+        feature_shapes(name, data.classes, data.side, cfg.DATASET.TYPE) for name in names
+    )
+    if not student or not teacher:
+        return rules  # a step is tried before training
+    pooled = [features["pooled_feat"] for features in (student, teacher)]
+    if method == "KDSVD":
+        last = min(features["feats"][-1][-1] for features in (student, teacher))
+        rules["KDSVD.K"] = number_to(1, last)  # the side of the last feature map
+    elif method == "CRD":
+        for role, (channels, *_), fit in zip(("STUDENT", "TEACHER"), pooled, fits, strict=True):
+            rules[f"CRD.FEAT.{role}_DIM"] = only(channels, fit)
+    elif "preact_feats" in teacher:
+        # As ReviewKD pairs them: the teacher's stages and what is pooled, and of the student's as
+        # many, from the last one on.
+        key = "preact_feats" if cfg.REVIEWKD.STU_PREACT else "feats"
+        maps = [[*teacher["preact_feats"][1:], (*pooled[1], 1)]]
+        maps.insert(0, [*student.get(key, []), (*pooled[0], 1)][-len(maps[0]) :])
+        lists = ("IN_CHANNELS", "SHAPES"), ("OUT_CHANNELS", "OUT_SHAPES")
+        for (channels, sides), some, fit in zip(lists, maps, fits, strict=True):
+            rules[f"REVIEWKD.{channels}"] = only([shape[0] for shape in some], fit)
+            rules[f"REVIEWKD.{sides}"] = only([shape[-1] for shape in some][::-1], fit)
     return rules

@@ -1,0 +1,203 @@
+"""One's own images: a file of arrays, or folders of image files."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import ConfigError, RunError, brief
+from ..files import default_cache, write_atomically
+from .views import ImageSet
+
+SPLITS, FOLDERS = ("train", "test"), ("train", "val")
+Split = tuple[Tensor, Tensor]  # images (N, 3, side, side), uint8, and labels (N,)
+Listed = tuple[list[str], list[list[tuple[Path, int]]]]  # classes; (file, label) of each split
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def read_arrays(file: Path) -> list[tuple[Tensor, Tensor]]:
+    """(images, labels) of train and test: train_images, train_labels, test_images, test_labels.
+
+    Images are uint8, (N, side, side), (N, 3, side, side) or (N, side, side, 3); labels are integers
+    from 0. The file is .npz, or .pt with a dict of tensors.
+
+    Raises:
+        ConfigError: something is missing or of another shape or type.
+    """
+    try:
+        if file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as content:
+                arrays: dict[str, Any] = {k: torch.from_numpy(v) for k, v in content.items()}
+        else:
+            arrays = torch.load(file, weights_only=True, map_location="cpu")
+    except Exception as error:  # of either reader
+        raise ConfigError(f"DATASET.ROOT {file}: cannot be read: {brief(str(error))}") from error
+    splits = []
+    for split in SPLITS:
+        images, labels = (_array(file, arrays, f"{split}_{what}") for what in ("images", "labels"))
+        splits.append((_as_images(file, split, images), _as_labels(file, split, labels, images)))
+    return splits
+
+
+def _array(file: Path, arrays: Any, name: str) -> Tensor:
+    found = arrays.get(name) if isinstance(arrays, dict) else None
+    if not isinstance(found, Tensor):
+        names = ", ".join(map(str, arrays)) if isinstance(arrays, dict) else type(arrays).__name__
+        raise ConfigError(f"DATASET.ROOT {file}: holds no array {name}, found {names}")
+    return found
+
+
+def _as_images(file: Path, split: str, images: Tensor) -> Tensor:
+    if images.dtype != torch.uint8:
+        raise ConfigError(f"DATASET.ROOT {file}: {split}_images is {images.dtype}, expected uint8")
+    if images.ndim == 3:
+        images = images[:, None].expand(-1, 3, -1, -1)
+    elif images.ndim == 4 and images.shape[3] == 3:
+        images = images.permute(0, 3, 1, 2)
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+        raise ConfigError(
+            f"DATASET.ROOT {file}: {split}_images has shape {tuple(images.shape)}, expected "
+            f"(N, side, side), (N, 3, side, side) or (N, side, side, 3)"
+        )
+    return images.contiguous()
+
+
+def _as_labels(file: Path, split: str, labels: Tensor, images: Tensor) -> Tensor:
+    if labels.is_floating_point() or labels.shape != images.shape[:1] or not len(labels):
+        raise ConfigError(
+            f"DATASET.ROOT {file}: {split}_labels has shape {tuple(labels.shape)} and type "
+            f"{labels.dtype}, expected an integer for each of the {len(images)} images"
+        )
+    if labels.min() < 0:
+        raise ConfigError(
+            f"DATASET.ROOT {file}: {split}_labels has {labels.min()}, expected from 0"
+        )
+    return labels.long()
+
+
+def load_file(file: Path) -> tuple[ImageSet, ImageSet]:
+    """(train, test) of a file of arrays; normalised as the training images are distributed."""
+    train, test = read_arrays(file)
+    if (found := int(test[1].max())) > (most := int(train[1].max())):
+        raise ConfigError(
+            f"DATASET.ROOT {file}: test_labels has {found}, train_labels at most {most}"
+        )
+    return as_sets(train, test)
+
+
+def load_folder(root: Path, side: int) -> tuple[ImageSet, ImageSet]:
+    """(train, test) of the folders train/ and val/ with a folder a class."""
+    _, splits = _listed(root, side)
+    train, test = (
+        read_files(files, side, name) for files, name in zip(splits, FOLDERS, strict=True)
+    )
+    return as_sets(train, test)
+
+
+def folder_facts(root: Path, side: int) -> tuple[int, int, int]:
+    """Training images, classes and side of a folder, from its listing."""
+    classes, (train, _) = _listed(root, side)
+    return len(train), len(classes), side
+
+
+def _listed(root: Path, side: int) -> Listed:
+    if not side:
+        raise ConfigError("DATASET.SIDE: 0 is not allowed, expected the pixels to scale images to")
+    return list_folder(root, FOLDERS)
+
+
+def as_sets(train: Split, test: Split) -> tuple[ImageSet, ImageSet]:
+    """Normalised by the mean and the deviation of each channel of the training images."""
+    total, square, count = torch.zeros(3).double(), torch.zeros(3).double(), 0
+    for part in train[0].split(1024):
+        pixels = part.double().div_(255).transpose(0, 1).flatten(1)
+        total += pixels.sum(dim=1)
+        square += pixels.square().sum(dim=1)
+        count += pixels.shape[1]
+    mean = total / count
+    std = (square / count - mean**2).clamp_min(1e-8).sqrt()  # of one colour, anything will do
+    padding = train[0].shape[2] // 8
+    one, other = (
+        ImageSet.build(*split, tuple(mean.tolist()), tuple(std.tolist()), padding, True)
+        for split in (train, test)
+    )
+    return one, other
+
+
+def list_folder(root: Path, names: Sequence[str]) -> Listed:
+    """(classes, [(file, label) of train, of test]) of a folder with a folder a class in each split.
+
+    Raises:
+        ConfigError: a split is missing or empty, or has classes that the training set has not.
+    """
+    classes: list[str] = []
+    splits = []
+    for name in names:
+        folder = root / name
+        if not folder.is_dir():
+            raise ConfigError(f"DATASET.ROOT {root}: holds no folder {name}/")
+        found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        classes = classes or found
+        if strange := sorted(set(found) - set(classes)):
+            raise ConfigError(
+                f"{folder}: has classes that {names[0]}/ has not: {', '.join(strange[:5])}"
+            )
+        files = [
+            (file, label)
+            for label, of_class in enumerate(classes)
+            for file in sorted((folder / of_class).rglob("*"))
+            if file.suffix.lower() in SUFFIXES
+        ]
+        empty = set(range(len(classes))) - {label for _, label in files}
+        if empty and name == names[0] and files:
+            raise ConfigError(f"{folder / classes[min(empty)]}: holds no images")
+        if not files:
+            raise ConfigError(f"{folder}: holds no images in folders of classes")
+        splits.append(files)
+    if len(classes) < 2:
+        raise ConfigError(f"{root / names[0]}: has {len(classes)} classes, expected two or more")
+    return classes, splits
+
+
+def read_files(files: list[tuple[Path, int]], side: int, what: str) -> tuple[Tensor, Tensor]:
+    """(images (N, 3, side, side) uint8, labels (N,)) of image files, decoded once and kept.
+
+    An image is scaled so that its shorter side fits, and its middle is taken.
+
+    Raises:
+        RunError: a file is no image.
+    """
+    labels = torch.tensor([label for _, label in files])
+    digest = hashlib.sha256(f"1 {side}".encode())
+    for file, _ in files:
+        stat = file.stat()
+        digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
+    kept = default_cache() / "images" / f"{digest.hexdigest()[:20]}.npy"
+    if kept.exists():
+        return torch.from_numpy(np.load(kept)), labels
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise ConfigError(
+            "images are decoded by Pillow: pip install 'mdistiller-ext[zoo]'"
+        ) from error
+    images = np.empty((len(files), 3, side, side), np.uint8)
+    for place, (file, _) in enumerate(tqdm(files, what, unit=" images", leave=False)):
+        try:
+            with Image.open(file) as image:
+                fitted = ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
+        except OSError as error:
+            raise RunError(f"{file}: no image that can be read: {brief(str(error))}") from error
+        images[place] = np.asarray(fitted).transpose(2, 0, 1)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, lambda sink: np.save(sink, images))
+    except (OSError, RunError) as error:
+        print(f"the decoded images are not kept: {error}")
+    return torch.from_numpy(images), labels

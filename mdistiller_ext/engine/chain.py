@@ -1,0 +1,91 @@
+"""Teacher assistants (Mirzadeh et al., AAAI 2020): a chain of runs from a large teacher to a small
+student, each link a run of its own, whose last epoch's weights teach the next."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from yacs.config import CfgNode
+
+from ..config import load_cfg
+from ..errors import ConfigError
+from ..inert import effect
+from .folder import plain
+
+# What every link has from the config at the end of the chain.
+SHARED = ("DATASET", "LOG", "EXPERIMENT")
+TEACHER = ("TEACHER", "TEACHER_CKPT", "TEACHER_CFG", "TEACHER_TABLE", "TEACHER_TABLE_ROOT")
+
+
+def link(cfg: CfgNode) -> CfgNode:
+    """The config of the run that trains the last of DISTILLER.ASSISTANTS.
+
+    An assistant that is a network is trained as the config says; one that is a YAML file as that
+    says, with the chain's data, teacher, seed and folders.
+
+    Raises:
+        ConfigError: a file does not fit.
+    """
+    *before, last = cfg.DISTILLER.ASSISTANTS
+    if last.endswith((".yaml", ".yml")):
+        own = load_cfg(last)
+        if own.DISTILLER.ASSISTANTS or own.DISTILLER.TYPE == "NONE":
+            raise ConfigError(f"DISTILLER.ASSISTANTS: {last}: expected one link, with a teacher")
+        own.defrost()
+        own.update({section: cfg[section].clone() for section in SHARED})
+        own.DISTILLER.update({key: cfg.DISTILLER[key] for key in TEACHER})
+        own.SOLVER.SEED = cfg.SOLVER.SEED
+    else:
+        own = cfg.clone()
+        own.defrost()
+        own.DISTILLER.STUDENT = last
+    own.defrost()
+    own.DISTILLER.ASSISTANTS = before
+    own.EXPERIMENT.NAME = name(own)
+    own.freeze()
+    return own
+
+
+def name(cfg: CfgNode) -> str:
+    """Of a link's folder: equal for links that are the same run, which chains then share."""
+    node = cfg.DISTILLER
+    content = json.dumps([effect(cfg), node.TEACHER_CKPT, node.ASSISTANTS], sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+    student = node.STUDENT.replace(":", "_").replace("/", "_")
+    return f"assistant,{student},{node.TYPE},{digest},seed{cfg.SOLVER.SEED}"
+
+
+def assistant(cfg: CfgNode, device: torch.device) -> Path:
+    """The file of the last assistant's weights, which is trained if it has not been yet.
+
+    Another process that trains it is waited for.
+    """
+    from .training import train
+
+    own = link(cfg)
+    _, folder = train(own, own.EXPERIMENT.NAME, device, resume=True, patience=math.inf)
+    return folder / "student_last"
+
+
+def facts(cfg: CfgNode) -> list[dict[str, Any]]:
+    """For the record: the runs before this one, in order."""
+    if not cfg.DISTILLER.ASSISTANTS:
+        return []
+    own = link(cfg)
+    folder = Path(own.LOG.PREFIX, own.EXPERIMENT.PROJECT, own.EXPERIMENT.NAME)
+    record: Mapping[str, Any] = json.loads((folder / "record.json").read_text())
+    return [
+        *record["chain"],
+        {
+            "name": record["name"],
+            "student": own.DISTILLER.STUDENT,
+            "method": own.DISTILLER.TYPE,
+            "epochs": len(record["epochs"]),
+            "last_epoch_top1": record["last_epoch_top1"],
+            "config": plain(own),
+        },
+    ]

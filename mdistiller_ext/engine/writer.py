@@ -1,0 +1,47 @@
+"""What an epoch leaves is written while the next one trains."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from torch import Tensor
+
+
+class Writer:
+    """Does a piece of work in a thread beside the training, one at a time."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(1)
+        self.work: Future | None = None
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Begin it, when the one before has come to its end.
+
+        Raises:
+            Exception: what went wrong in the one before.
+        """
+        self.wait()
+        self.work = self.pool.submit(work)
+
+    def check(self) -> None:
+        """Raise what has gone wrong, without waiting."""
+        if self.work and self.work.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until all is done; raise what went wrong, once."""
+        if work := self.work:
+            wait([work])
+            self.work = None
+            work.result()
+
+
+def snapshot(content: Any) -> Any:
+    """Nested dicts and lists, with a copy in the host's memory of each tensor as it is now."""
+    if isinstance(content, Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, dict):
+        return {key: snapshot(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [snapshot(value) for value in content]
+    return content

@@ -1,0 +1,24 @@
+"""The documents: what they link to is there, and the README begins with its commands."""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")]
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
+def test_what_a_document_links_to_is_there(file):
+    links = re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", file.read_text())
+    assert [link for link in links if not (file.parent / link).exists()] == []
+
+
+def test_the_readme_lists_every_document_and_is_read_in_a_minute():
+    text = (ROOT / "README.md").read_text()
+    listed = set(re.findall(r"\]\(docs/(\w+\.md)\)", text))
+    assert listed == {file.name for file in (ROOT / "docs").glob("*.md")}
+    assert len(text.splitlines()) <= 130
+    first = text.splitlines()[:45]
+    assert sum(line.startswith("pip install -e") for line in first) == 2  # .ci/run runs them
+    assert sum(line.startswith("![") for line in first) == 1
