@@ -25,7 +25,8 @@ temperatures and with which weights. Its total is
 
 with a factor `f_i` that belongs to the loss, as T², and the product `w_i` of the weights that
 policies and loss give to a sample. Policies act in this order, whatever the order in a config:
-classes, base temperature, statistic of the temperature, spread over the batch, weights.
+classes, base temperature, statistic of the temperature, spread over the batch, weights of samples,
+size of the gradient.
 
 `z_s`, `z_t`: logits of student and teacher. `y`: label. KL is in nats, from the teacher to the
 student. All losses are computed in log space and in float32 or better, and are finite with finite
@@ -41,7 +42,7 @@ LOGIT: {LOSS: TTM, POLICIES: [EAT, LP], T: 4.0, KD_WEIGHT: 7.0, LP: {RATIOS: [0.
 
 Each loss and policy has a section of its own in LOGIT for its settings. Settings of parts that are
 not named are refused, and so is what is not well defined, with the reason. A number beside a loss
-means that a policy does not go with it:
+means that a policy does not go with it, both as they are by default:
 """
 
 
