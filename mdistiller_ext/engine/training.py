@@ -13,12 +13,12 @@ from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
 from ..config import load_cfg
-from ..data import facts
+from ..data import facts, identity
 from ..errors import ConfigError, RunError
 from ..files import discard_parts, load, write_atomically, writing
 from ..models import pretrained
 from ..plugins import import_modules
-from ..teacher import Weights, digest, fetch_weights, find_weights, load_weights
+from ..teacher import PRETRAINED, Weights, digest, fetch_weights, find_weights, load_weights
 from . import chain
 from .folder import default_name, earlier_state, finished_before
 from .replicas import World
@@ -175,7 +175,7 @@ def _check_teacher(cfg: CfgNode, folder: Path, record: dict[str, Any]) -> None:
     """Of a run that is finished: the teacher is the same one, if it is still there."""
     node = cfg.DISTILLER
     if record["teacher"] and not node.ASSISTANTS:
-        file = find_weights(node.TEACHER, cfg.DATASET.TYPE, checkpoint=node.TEACHER_CKPT)
+        file = find_weights(node.TEACHER, identity(cfg.DATASET), checkpoint=node.TEACHER_CKPT)
         if file:
             _same_teacher(load_weights(file), record["teacher"]["sha256"], folder)
 
@@ -192,8 +192,8 @@ def teacher_weights(cfg: CfgNode, device: torch.device, world: World | None = No
     """The teacher's weights: found, trained as DISTILLER.TEACHER_CFG says, or downloaded."""
     if cfg.DISTILLER.ASSISTANTS:
         return chain.assistant(cfg, device)
-    wanted, file = (cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE), None
-    if cfg.DISTILLER.TEACHER_CKPT == "pretrained":
+    wanted, file = (cfg.DISTILLER.TEACHER, identity(cfg.DATASET)), None
+    if cfg.DISTILLER.TEACHER_CKPT == PRETRAINED:
         state = pretrained(wanted[0], facts(cfg.DATASET).classes)
         return Weights(state, Path(wanted[0]), digest(state))
     world = world or World()
@@ -208,7 +208,9 @@ def teacher_weights(cfg: CfgNode, device: torch.device, world: World | None = No
 def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
     """Train the teacher and keep it, with its record, in `checkpoints/` of the working folder."""
     name, dataset = cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE
-    places = ["LOG.PREFIX", cfg.LOG.PREFIX, "DATASET.ROOT", cfg.DATASET.ROOT]
+    places = ["LOG.PREFIX", cfg.LOG.PREFIX]
+    for key in ("ROOT", "SIDE", "MEAN", "STD"):
+        places += [f"DATASET.{key}", cfg.DATASET[key]]
     where = cfg.DISTILLER.TEACHER_CFG
     try:
         teacher_cfg = load_cfg(where, places)
@@ -227,7 +229,7 @@ def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
             f"DISTILLER.TEACHER_CFG: {where} trains {trained[0]} on "
             f"{trained[1]}, expected {name} on {dataset}"
         )
-    file = Path("checkpoints", dataset, f"{name}.pth")
+    file = Path("checkpoints", identity(cfg.DATASET), f"{name}.pth")
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file.with_suffix(".lock")).acquire()

@@ -17,7 +17,7 @@ from ..distillers import METHODS
 from ..engine import teacher_weights
 from ..engine.environment import environment
 from ..files import default_cache
-from ..models import build_network, checked
+from ..models import build_network
 from ..seeding import epoch_generator
 from ..teacher import TeacherTable, load_into, load_weights
 from . import anatomy
@@ -95,8 +95,8 @@ def write(
 
 
 def _network(cfg: CfgNode, role: str, name: str, data: ImageSet) -> nn.Module:
-    built = build_network(name, data.classes, cfg.DATASET.TYPE)
-    return checked(built, name, f"DISTILLER.{role}", data.classes, data.side).eval()
+    facts = data.classes, data.side, cfg.DATASET.TYPE
+    return build_network(name, *facts, key=f"DISTILLER.{role}").eval()
 
 
 def _views(
