@@ -30,6 +30,7 @@ from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import digits
 from mdistiller_ext.engine import StopSignals, pick_device
 from mdistiller_ext.engine.shared import Shared
+from mdistiller_ext.engine.trainer import Lane
 from mdistiller_ext.engine.training import opened
 from mdistiller_ext.study.launch import processes, run_jobs, work
 from mdistiller_ext.study.plan import Study, read_study
@@ -56,7 +57,7 @@ def crowd(runs: int, folder: Path) -> list[str]:
     run_jobs(together.jobs, partial(processes, device=CPU, count=runs))
     middle = time.perf_counter()
     for job in alone.jobs:
-        work([job], "cpu", threads=1)  # as many as each of many processes has
+        work([job], "cpu", threads=1, together=1)  # as many as each of many processes has
     end = time.perf_counter()
     (records, faults), (expected, faults_alone) = collect(together), collect(alone)
     histories = {name: untimed(record["epochs"]) for name, record in expected.items()}
@@ -122,13 +123,14 @@ def long_run(epochs: int, folder: Path) -> tuple[list[dict[str, int]], list[floa
     with ExitStack() as stack:
         log = stack.enter_context((folder / "log.txt").open("w"))
         stack.enter_context(redirect_stdout(log))
-        run = stack.enter_context(opened(cfg, "long", shared, resume=False))
+        run = stack.enter_context(opened(cfg, "long", Lane(shared), resume=False))
         for _ in run.advance():
             if len(run.history) > len(clock):
                 clock.append(time.perf_counter())
                 if len(clock) == 1:
                     stack.enter_context(counting())
                 elif len(clock) * BLOCKS % epochs < BLOCKS:
+                    run.writer.wait()  # it has what the epoch left
                     held.append(holds())
     return held, clock
 

@@ -29,7 +29,7 @@ import torch
 from conftest import CPU, ROOT, assert_same_run, untrained_teacher, write_study
 
 from mdistiller_ext.config import load_cfg
-from mdistiller_ext.engine import events, run, train, train_many
+from mdistiller_ext.engine import events, run, train, train_many, trainer
 from mdistiller_ext.errors import Stopped
 from mdistiller_ext.study.launch import processes, run_jobs
 from mdistiller_ext.study.plan import read_study
@@ -38,7 +38,7 @@ from mdistiller_ext.teacher import TeacherTable
 # A fork of this process does not have to import torch again. It has no threads yet.
 FORK = multiprocessing.get_context("fork")
 PHASES = {
-    "training": (run, "train_epoch"),
+    "training": (trainer, "train_epoch"),
     "evaluation": (run.Run, "_evaluate"),
     "checkpoint": (run, "save"),
     "state": (run, "save_state"),

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from mdistiller_ext import cifar_model_dict, engine, get_cfg
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import ImageSet, digits
-from mdistiller_ext.engine import run, shared, training
+from mdistiller_ext.engine import run, shared, trainer, training
 from mdistiller_ext.errors import ConfigError, bare
 from mdistiller_ext.settings import leaves
 from mdistiller_ext.study.plan import read_study
@@ -191,8 +191,8 @@ def place(tmp_path_factory):
 
     def two_steps(cfg, name, device, *, resume, world):
         trained.append(name)
-        parts = shared.Shared(device, engine.StopSignals(), world)
-        with training.opened(cfg, name, parts, resume=resume) as one:
+        lane = trainer.Lane(shared.Shared(device, engine.StopSignals(), world))
+        with training.opened(cfg, name, lane, resume=resume) as one:
             steps = one.advance()
             for _ in islice(steps, 2):
                 pass

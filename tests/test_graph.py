@@ -1,14 +1,16 @@
 """The step that a GPU captures, run as it is on a CPU: the same numbers as the plain loop."""
 
 from contextlib import contextmanager, nullcontext
-from itertools import chain
+from functools import partial
 
 import pytest
 import torch
-from conftest import CPU, ROOT, reads
+from conftest import CPU, reads
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mdistiller_ext import cifar_model_dict, distiller_dict
-from mdistiller_ext.config import load_cfg
+from mdistiller_ext.config import get_cfg
 from mdistiller_ext.data import ImageSet
 from mdistiller_ext.engine.build import build_optimizer
 from mdistiller_ext.engine.graph import DeviceSteps
@@ -16,62 +18,53 @@ from mdistiller_ext.engine.loop import Meter, learning_rate, train_epoch
 from mdistiller_ext.seeding import epoch_generator
 from mdistiller_ext.settings import leaves
 
-OLD = ["KD", "DKD", "DKD_EAT", "DKD_DAT", "DKD_LP", "DKD_EAT_DAT_LP"]
-# A loss and policies, with their settings in LOGIT.
-LOGIT = {
-    "KD, LS and EAT's gradient": ("KD", ["LS", "EAT"], {"EAT": {"MODE": "gradient"}}),
-    "DKD, NORM and LP's lump": ("DKD", ["NORM", "LP"], {"LP": {"MODE": "lump"}}),
-    "DIST and EAT": ("DIST", ["EAT"], {}),
-    "WTTM, EAT, DAT and LP": ("WTTM", ["LP", "DAT", "EAT"], {}),
-    "TTM, any groups and classes": (
-        "TTM",
-        ["DAT", "LP"],
-        {"DAT": {"GROUPS": "random", "MODE": "weight"}, "LP": {"CLASSES": "random"}},
-    ),
-}
-NAMES = [*OLD, *LOGIT]
+# Every method, and of the general one what the others have not.
+COMPOSED = [
+    ["LOSS", "KD", "POLICIES", ["LS", "LP"], "LP.CLASSES", "random", "LP.MODE", "lump"],
+    ["LOSS", "KD", "POLICIES", ["NORM", "EAT", "DAT"], "DAT.GROUPS", "random"],
+    ["LOSS", "WTTM", "POLICIES", ["EAT", "DAT"], "EAT.MODE", "gradient", "DAT.MODE", "weight"],
+]
+METHODS = [(name, []) for name in distiller_dict] + [("LOGIT", options) for options in COMPOSED]
 
 
-def parts(name, device=CPU):
+def parts(name, device=CPU, options=()):
     """A method on tiny images whose schedules change every epoch, its optimizer and data."""
-    options, file = ["SOLVER.EPOCHS", "4", "SOLVER.LR_DECAY_STAGES", "[2]"], name.lower()
-    if name in LOGIT:
-        file, (loss, policies, settings) = "vanilla", LOGIT[name]
-        node = {"LOSS": loss, "POLICIES": policies, "WARMUP": 3, **settings}
-        options += chain.from_iterable(leaves({"DISTILLER": {"TYPE": "LOGIT"}, "LOGIT": node}))
-        steps = [f"LOGIT.{part}." for part in ("EAT", "LP") if part in policies]
-    else:
-        sections = {"DKD_EAT_DAT_LP": ["EAT.", "LP."], "DKD_EAT": [""], "DKD_LP": [""]}
-        steps = [f"{name}.{section}" for section in sections.get(name, [])]
-    for part in steps:
-        options += [f"{part}STEP_EPOCHS", "1"]
-    cfg = load_cfg(ROOT / "configs" / "digits" / f"{file}.yaml", options)
+    cfg = get_cfg()
+    cfg.merge_from_list(["SOLVER.EPOCHS", 4, "SOLVER.LR_DECAY_STAGES", [2], "DISTILLER.TYPE", name])
+    if name != "NONE":
+        own = [f"{name}.{word}" if i % 2 == 0 else word for i, word in enumerate(options)]
+        changing = ("WARMUP", 2), ("STEP_EPOCHS", 1), ("EAT.STEP_EPOCHS", 1), ("LP.STEP_EPOCHS", 1)
+        there = dict(leaves(cfg[name]))
+        own += [w for k, v in changing if k in there for w in (f"{name}.{k}", v)]
+        cfg.merge_from_list(own)
     torch.manual_seed(0)
     student, teacher = (cifar_model_dict["resnet8"][0](num_classes=10) for _ in range(2))
-    distiller = distiller_dict[cfg.DISTILLER.TYPE](student, teacher, cfg).to(device)
+    distiller = distiller_dict[name](student, teacher, cfg).to(device)
     images = torch.randint(256, (22, 3, 8, 8), dtype=torch.uint8)
     data = ImageSet.build(images, torch.arange(22) % 10, (0.5,) * 3, (0.25,) * 3, 1, False)
     return cfg, distiller, build_optimizer(cfg, distiller), data.to(device)
 
 
-def train(name, on_device, with_table, device=CPU):
-    cfg, distiller, optimizer, data = parts(name, device)
+def train(name, options, on_device, with_table, device=CPU, steps=2):
+    cfg, distiller, optimizer, data = parts(name, device, options)
+    draws = distiller.draws(10)
     meter = Meter(1, 3)
-    calls, draws = [], distiller.draws(10)
+    calls = []
     distiller.teacher.register_forward_hook(lambda *args: calls.append(1))
     if on_device:
         classes = 10 if with_table else 0
-        steps = DeviceSteps(distiller, optimizer, data, 8, meter, nullcontext, classes, draws)
+        device_steps = DeviceSteps(
+            distiller, optimizer, data, 8, meter, nullcontext, classes, draws, steps
+        )
     history = []
     for epoch in range(1, 5):
         lr = learning_rate(epoch, cfg.SOLVER.LR, cfg.SOLVER.LR_DECAY_STAGES, 0.1)
         index, view = data.draw(epoch_generator(0, epoch))
         answers = torch.randn(22, 10, generator=epoch_generator(1, epoch)).to(device)
-        drawn = torch.rand(22, draws, generator=epoch_generator(0, epoch, 2)).to(device)
-        drawn = drawn if draws else None
+        drawn = torch.rand(22, draws, generator=epoch_generator(2, epoch)).to(device)
         meter.start(epoch)
         if on_device:
-            list(steps.epoch(epoch, lr, index, view, answers if with_table else None, drawn))
+            list(device_steps.epoch(lr, index, view, answers if with_table else None, drawn))
         else:
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -83,15 +76,69 @@ def train(name, on_device, with_table, device=CPU):
     return history, distiller.state_dict(), len(calls)
 
 
-@pytest.mark.parametrize("with_table", [False, True])
-@pytest.mark.parametrize("name", NAMES)
-def test_device_steps_are_the_plain_loop(name, with_table):
+@pytest.mark.parametrize(("with_table", "steps"), [(False, 1), (True, 2)])
+@pytest.mark.parametrize(("name", "options"), METHODS)
+def test_device_steps_are_the_plain_loop(name, options, with_table, steps):
     (plain, weights, calls), (device, others, on_device) = (
-        train(name, on_device, with_table) for on_device in (False, True)
+        train(name, options, on_device, with_table, steps=steps) for on_device in (False, True)
     )
     assert plain == device and plain[0][1:] == (22, 3)
     assert all(torch.equal(value, others[key]) for key, value in weights.items())
-    assert calls == on_device == (0 if with_table else 12)
+    assert calls == on_device == (0 if with_table or name == "NONE" else 12)
+
+
+class OnDevice(TorchDispatchMode):
+    """Refuses what brings tensors to a device while a step goes on, as it refuses all from it."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        found = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)]
+        assert {tensor.device.type for tensor in found} <= {"meta"}, operation
+        return result
+
+
+@pytest.mark.parametrize("classes", [0, 10])
+@pytest.mark.parametrize(("name", "options"), METHODS)
+def test_no_step_waits_for_its_device_or_brings_anything_there(name, options, classes, monkeypatch):
+    """On a device without values, where whatever asks for one is an error."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which it has not
+    _, distiller, optimizer, data = parts(name, torch.device("meta"), options)
+    draws = distiller.draws(10)
+    steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, classes, draws)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1  # SGD without a kernel of its own would ask for the tensor's value
+    distiller.train()
+    with OnDevice():
+        steps.take(8, 2)
+
+
+@pytest.mark.parametrize(
+    "slip",
+    [
+        lambda logits: logits.sum().item(),
+        lambda logits: logits.cpu(),
+        lambda logits: logits[logits > 0],
+        lambda logits: torch.tensor([1.0], device=logits.device),
+        lambda logits: logits + torch.ones(10).to(logits.device),
+    ],
+)
+def test_a_step_that_waits_or_brings_something_is_seen(slip):
+    _, distiller, *others = parts("DKD", torch.device("meta"))
+    live = distiller.value
+    distiller.value = lambda pair: slip(pair.student) and live(pair)
+    steps = DeviceSteps(distiller, *others, 8, Meter(1, 3), nullcontext, 10)
+    with OnDevice(), pytest.raises((RuntimeError, NotImplementedError, AssertionError)):
+        steps.step(8)
+
+
+def test_launches_are_of_several_steps_where_so_many_are_left():
+    _, distiller, optimizer, data = parts("DKD")
+    steps = DeviceSteps(distiller, optimizer, data, 4, Meter(1, 6), nullcontext, 0, steps=2)
+    assert list(steps.launches()) == [(4, 2), (4, 2), (4, 1), (2, 1)]
+    assert list(steps.launches(3)) == [(4, 2), (2, 1)]
+    turns = steps.epoch(0.1, *data.draw(torch.Generator()), None)
+    assert [steps.meter.step for _ in turns] == [2, 4, 5, 6]
+    assert steps.meter.images == steps.cursor == 22
 
 
 def test_a_meter_is_read_at_once():
@@ -115,14 +162,14 @@ def test_a_method_that_counts_on_the_epoch_is_refused():
     distiller.forward_train = lambda *, epoch, **more: forward(epoch=epoch + 1, **more)
     steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, 0)
     with pytest.raises(TypeError):
-        list(steps.epoch(1, 0.1, *data.draw(torch.Generator()), None))
+        list(steps.epoch(0.1, *data.draw(torch.Generator()), None))
 
 
 class Gpu:
     """A stand-in for torch.cuda, whose graphs run the step: what is called, in order."""
 
     def __init__(self, monkeypatch, empty=False):
-        self.calls, self.mode, self.current = [], "default", "default stream"
+        self.calls, self.mode, self.steps = [], "default", []
         gpu = self
 
         class Stream:
@@ -138,8 +185,8 @@ class Gpu:
         class CUDAGraph:
             def replay(self):
                 gpu.calls.append("replay")
-                if not empty:
-                    self.step()
+                for step in [] if empty else self.steps:
+                    step()
 
         @contextmanager
         def on(stream):
@@ -152,8 +199,8 @@ class Gpu:
         @contextmanager
         def graph(captured, stream):
             gpu.calls.append(f"capture on {stream}, mode {gpu.mode}")
+            captured.steps = gpu.steps = []
             yield
-            captured.step = gpu.step
 
         for name, value in {
             "Stream": lambda device: self.own,
@@ -171,13 +218,13 @@ class Gpu:
 def capture(monkeypatch, gpu, fail_at=None):
     """DeviceSteps that "captured" on the stand-in, and its weights before."""
     _, distiller, optimizer, data = parts("DKD_EAT_DAT_LP")
-    steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, 0)
+    steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, 0, steps=2)
     before = {key: value.clone() for key, value in distiller.state_dict().items()}
     count, live = iter(range(100)), steps.step
 
     def step(size):
         gpu.calls.append(f"step of {size} on {gpu.current}, mode {gpu.mode}")
-        gpu.step = lambda: live(size)
+        gpu.steps.append(partial(live, size))
         live(size)
         if next(count) == fail_at:
             raise RuntimeError("called a synchronizing CUDA operation")
@@ -201,7 +248,7 @@ def test_a_capture_tries_the_step_first_and_leaves_no_trace(monkeypatch):
     gpu = Gpu(monkeypatch)
     steps, before = capture(monkeypatch, gpu)
     steps.capture(CPU)
-    assert sorted(steps.graphs) == [6, 8] and is_as_before(steps, before)
+    assert sorted(steps.graphs) == [(6, 1), (8, 1), (8, 2)] and is_as_before(steps, before)
     first_capture = next(i for i, call in enumerate(gpu.calls) if call.startswith("capture"))
     tried = gpu.calls[:first_capture]
     assert tried[0] == "own stream waits for default stream"
@@ -210,8 +257,8 @@ def test_a_capture_tries_the_step_first_and_leaves_no_trace(monkeypatch):
     for size in (6, 8):
         assert f"step of {size} on own stream, mode default" in tried
         assert f"step of {size} on own stream, mode error" in tried
-    assert gpu.calls.count("capture on own stream, mode default") == 2
-    assert gpu.calls.count("replay") == 2
+    assert gpu.calls.count("capture on own stream, mode default") == 3
+    assert gpu.calls.count("replay") == 3
     assert gpu.calls[-1] == "default stream waits for own stream" and gpu.mode == "default"
 
 
@@ -236,12 +283,12 @@ def test_an_empty_graph_is_refused(monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-@pytest.mark.parametrize("name", NAMES)
-def test_captured_steps_are_the_eager_ones(name):
+@pytest.mark.parametrize(("name", "options"), METHODS)
+def test_captured_steps_are_the_eager_ones(name, options):
     """Over four epochs, in which every schedule moves: to rounding."""
     device = torch.device("cuda")
     (eager, weights, _), (captured, others, _) = (
-        train(name, on_device, True, device) for on_device in (False, True)
+        train(name, options, on_device, True, device) for on_device in (False, True)
     )
     for before, after in zip(eager, captured, strict=True):
         assert after[0] == pytest.approx(before[0], rel=1e-3)

@@ -48,7 +48,7 @@ def test_size(name, parameters):
 def test_real_teachers_are_right_as_often_as_is_known(shared, name, right):
     """On the first 1,000 test images: those of networks with 68.8, 70.1, 71.7 and 72.6 % on all.
 
-    No two best logits of these are closer than 4e-4. `eval.py` measures ResNet-20 on all images.
+    No two best logits of these are closer than 4e-4. `test_tools.py` has ResNet-20 on all images.
     """
     model = cifar_model_dict[name][0](num_classes=100)
     load_into(model, load_weights(shared / "teachers" / f"cifar100_{name}.pth"), name)

@@ -11,7 +11,7 @@ from composed import composed
 from conftest import CPU, ROOT, TIMES, signal_at, untrained_teacher, weights
 
 from mdistiller_ext.config import load_cfg
-from mdistiller_ext.engine import World, run, train
+from mdistiller_ext.engine import World, train, trainer
 from mdistiller_ext.engine.loop import Meter
 from mdistiller_ext.engine.record import read_record
 from mdistiller_ext.engine.replicas import Replica, SyncedBatchNorm2d
@@ -171,7 +171,7 @@ def test_what_one_process_stopped_within_an_epoch_is_not_for_two(digits_cfg, mon
         train(cfg, "r", CPU)
     world = World(0, 2)
     monkeypatch.setattr(world, "tell", lambda content: content)
-    monkeypatch.setattr(run, "Replica", lambda *parts: None)
+    monkeypatch.setattr(trainer, "Replica", lambda *parts: None)
     with pytest.raises(ConfigError, match="one process stopped it within epoch 2: expected one"):
         train(cfg, "r", CPU, resume=True, world=world)
 

@@ -16,7 +16,6 @@ from conftest import CPU, ROOT, assert_same_run, signal_at, write_study
 
 from mdistiller_ext.engine import StopSignals, train, train_many
 from mdistiller_ext.engine.record import read_record
-from mdistiller_ext.engine.run import Run
 from mdistiller_ext.errors import Stopped
 from mdistiller_ext.study.launch import state
 from mdistiller_ext.study.plan import read_study
@@ -62,19 +61,15 @@ def test_stopped_again_and_again(digits_cfg):
     assert_same_run(whole, parts)
 
 
-def test_the_step_that_a_gpu_captures_goes_on_within_its_epoch(digits_cfg, monkeypatch):
-    """Run as it is on the CPU."""
-    build = Run.__init__
-
-    def captured(self, *args):
-        build(self, *args)
-        self.captured = self._capture()
-
+def test_the_steps_that_a_gpu_captures_go_on_within_their_epoch(digits_cfg, captured):
+    """Run as they are on the CPU, two a launch; the signal comes in the first of them."""
     cfg = digits_cfg("dkd_eat_dat_lp")
     _, whole = train(cfg, "whole", CPU)
-    monkeypatch.setattr(Run, "__init__", captured)
-    with signal_at(2, 5):
+    captured(2)
+    with signal_at(2, 3) as stopped:
         train(cfg, "parts", CPU)
+    assert "keeps the state after epoch 1 and step 4 of 9" in str(stopped.value)
+    captured(3)  # of the five that are left, the last is of fewer images
     _, parts = train(cfg, "parts", CPU, resume=True)
     assert_same_run(whole, parts)
 

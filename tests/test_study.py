@@ -227,7 +227,7 @@ def test_the_runner_and_the_report_agree_on_what_is_finished(study):
     edit(jobs["LP", 0], status="interrupted")
     before = {file: file.read_bytes() for file in Path("out").rglob("*") if file.is_file()}
 
-    def launcher(groups):
+    def launcher(jobs, together):
         raise AssertionError("something runs")
 
     wrong = run_jobs(built.jobs, launcher)
@@ -242,9 +242,9 @@ def test_the_runner_and_the_report_agree_on_what_is_finished(study):
     for name in wrong:
         shutil.rmtree(built.folder / "runs" / name)
     left = []
-    run_jobs(built.jobs, lambda groups: left.extend(groups) or iter(()))
+    run_jobs(built.jobs, lambda jobs, together: left.extend(jobs) or iter(()))
     records, _ = collect(built)
-    assert {job.name for (job,) in left} == {job.name for job in built.jobs} - records.keys()
+    assert {job.name for job in left} == {job.name for job in built.jobs} - records.keys()
     assert {f: f.read_bytes() for f in before if f.exists()} == {
         file: content for file, content in before.items() if file.parent.name not in wrong
     }
@@ -419,4 +419,4 @@ def test_a_folder_that_cannot_be_made_is_one_line_before_anything_runs(study, wo
     built = study(seeds=[0])
     Path("out").write_text("a file")
     with pytest.raises(RunError, match=r"out/stub/runs/resnet8,student_alone,seed0: cannot be"):
-        run_jobs(built.jobs, lambda groups: pytest.fail("it ran"))
+        run_jobs(built.jobs, lambda *_: pytest.fail("it ran"))

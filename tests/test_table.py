@@ -265,7 +265,7 @@ def test_losses_on_real_images_are_those_of_the_live_teacher(shared, tmp_path):
     """float32: relative 1e-6; float16: 2e-4."""
     train_set, _ = cifar100.load(shared)
     student, teacher = networks(shared)
-    parts = batches(shared, 3)
+    parts = batches(shared, 2)
     answers = {}
     for dtype in ("float32", "float16"):
         opened = TeacherTable(tmp_path, teacher, train_set, dtype)

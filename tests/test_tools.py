@@ -14,9 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, untrained_teacher
+from conftest import ROOT, first, untrained_teacher
 
 from mdistiller_ext.command import run
+from mdistiller_ext.data import cifar100
 from mdistiller_ext.teacher import TeacherTable
 
 DIGITS = str(ROOT / "configs" / "digits" / "vanilla.yaml")
@@ -37,12 +38,20 @@ def test_train_then_eval(tool, workdir):
     assert f"top-1 {expected:.2f} %" in tool("eval", *words)[1]
 
 
-def test_a_teacher_file_in_the_toolkits_layout_is_pretrained(tool, workdir, shared):
+@pytest.mark.parametrize(
+    ("images", "expected"), [(1000, 69.2), pytest.param(10_000, 68.83, marks=pytest.mark.slow)]
+)
+def test_a_teacher_file_in_the_toolkits_layout_is_pretrained(
+    tool, workdir, shared, monkeypatch, images, expected
+):
+    """Of the test images the first; what it has on all is what its authors say."""
+    load = cifar100.load
+    monkeypatch.setattr(cifar100, "load", lambda root: [first(s, images) for s in load(root)])
     place = workdir / "download_ckpts/cifar_teachers/resnet20_vanilla/ckpt_epoch_240.pth"
     place.parent.mkdir(parents=True)
     place.symlink_to(shared / "teachers" / "cifar100_resnet20.pth")
     _, output, _ = tool("eval", "-m", "resnet20", "--root", str(shared), "-bs", "250", "--json")
-    assert json.loads(output)["top1"] == pytest.approx(68.8, abs=0.1)
+    assert json.loads(output)["top1"] == expected
 
 
 def test_a_teacher_table_is_filled_once(tool, workdir):
@@ -261,22 +270,15 @@ def test_training_imports_nothing_that_only_others_need():
     assert "torch" in found and not heavy & set(found)
 
 
-def test_closed_and_narrow_streams_cost_no_run(workdir):
+def test_streams_that_are_closed_narrow_or_read_no_more_cost_no_run(workdir):
     words = [sys.executable, str(ROOT / "tools" / "train.py"), "--cfg", DIGITS, "--device", "cpu"]
     words += ["SOLVER.EPOCHS", "1", "EXPERIMENT.TAG", "\ud55c\uae00"]
-    command = f"{shlex.join(words)} 2>&-"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    result = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0 and "\\ud55c" in result.stdout
-
-
-def test_a_reader_that_goes_away_costs_no_run(workdir):
-    words = [sys.executable, str(ROOT / "tools" / "train.py"), "--cfg", DIGITS, "--device", "cpu"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([*words, "SOLVER.EPOCHS", "1"], **pipes) as process:
-        process.stdout.readline()
+    command = ["bash", "-c", f"exec {shlex.join(words)} 2>&-"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert any(b"\\ud55c" in line for line in iter(process.stdout.readline, b""))
         process.stdout.close()
-        assert (process.stderr.read(), process.wait()) == (b"", 0)
+        assert process.wait() == 0
     (record,) = Path("output").rglob("record.json")
     assert json.loads(record.read_text())["status"] == "finished"
 

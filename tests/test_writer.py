@@ -73,7 +73,7 @@ def test_an_epoch_is_written_as_it_was_while_the_next_one_trains(digits_cfg, slo
     kept, save = [], run.Run._save
 
     def saved(self):
-        kept.append({k: v.clone() for k, v in self.distiller.student.state_dict().items()})
+        kept.append({k: v.clone() for k, v in self.student.state_dict().items()})
         save(self)
 
     monkeypatch.setattr(run.Run, "_save", saved)

@@ -217,7 +217,7 @@ class Bench:
             steps = DeviceSteps(distiller, optimizer, self.data, args.batch, meter, autocast, 100)
             while True:
                 meter.start(1)
-                yield from steps.epoch(1, 0.05, *self.data.draw(self.generator), answers)
+                yield from steps.epoch(0.05, *self.data.draw(self.generator), answers)
 
         with torch.cuda.stream(stream):
             steps = captured() if cuda else eager()

@@ -43,7 +43,7 @@ KEYS = {
 
 def main(args: argparse.Namespace) -> None:
     from ..config import as_pairs, load_cfg
-    from ..data import get_dataset, identity
+    from ..data import facts, get_dataset, identity
     from ..engine import numbers, performance, pick_device, predict
     from ..models import build_network
     from ..teacher import fetch_weights, find_weights, load_into, load_weights
@@ -68,9 +68,9 @@ def main(args: argparse.Namespace) -> None:
     else:
         file = Path(args.ckpt)
     state = load_weights(file)
-    train, test = get_dataset(cfg.DATASET)
-    facts = train.classes, train.side, cfg.DATASET.TYPE
-    model = build_network(args.model, *facts, key="--model")
+    _, test = get_dataset(cfg.DATASET)
+    classes = facts(cfg.DATASET).classes
+    model = build_network(args.model, classes, test.side, cfg.DATASET.TYPE, key="--model")
     load_into(model, state, args.model)
     test = test.to(device)
     logits = predict(model.to(device), test, cfg.DATASET.TEST.BATCH_SIZE)

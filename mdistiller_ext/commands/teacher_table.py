@@ -26,7 +26,7 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from ..config import load_cfg
-    from ..data import get_dataset
+    from ..data import facts, get_dataset
     from ..engine import StopSignals, pick_device, teacher_weights
     from ..engine.events import watched
     from ..files import default_cache
@@ -42,8 +42,8 @@ def main(args: argparse.Namespace) -> None:
     weights = teacher_weights(cfg, device)
     name = cfg.DISTILLER.TEACHER
     data, _ = get_dataset(cfg.DATASET)
-    facts = data.classes, data.side, cfg.DATASET.TYPE
-    teacher = build_network(name, *facts, key="DISTILLER.TEACHER")
+    place = facts(cfg.DATASET).classes, data.side, cfg.DATASET.TYPE
+    teacher = build_network(name, *place, key="DISTILLER.TEACHER")
     load_into(teacher, weights, name)
     root = Path(cfg.DISTILLER.TEACHER_TABLE_ROOT or default_cache())
     table = TeacherTable(root, teacher, data.to(device), cfg.DISTILLER.TEACHER_TABLE_DTYPE)

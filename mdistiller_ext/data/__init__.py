@@ -46,6 +46,7 @@ class Source(NamedTuple):
 
 
 DATASETS: dict[str, Source] = {}
+LOADED: dict[Any, Facts] = {}  # of what had to be loaded to know
 CHANNELS: Rule = (
     lambda v: len(v) in (0, 3) and all(type(x) in (int, float) and 0 < x < 1 for x in v),
     "three numbers above 0 and below 1, or none",
@@ -99,13 +100,10 @@ def facts(node: Mapping[str, Any]) -> Facts:
         return Facts(sum(of_class) - held, len(of_class), side)
     file = Path(settings.ROOT)
     key = source, repr(settings), file.stat().st_mtime_ns if file.exists() else 0
-    if key not in _loaded:  # a study asks for each of its runs
+    if key not in LOADED:  # a study asks for each of its runs
         train, _ = get_dataset(node)
-        _loaded[key] = Facts(len(train), train.classes, train.side)
-    return _loaded[key]
-
-
-_loaded: dict[Any, Facts] = {}
+        LOADED[key] = Facts(len(train), train.classes, train.side)
+    return LOADED[key]
 
 
 def is_own(kind: str) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..data import Batch, ImageSet
+from ..data import Batch, ImageSet, facts
 from ..distillers import Distiller, distiller_dict, source
 from ..errors import ConfigError, RunError, brief
 from ..files import default_cache
@@ -30,6 +30,8 @@ def pick_device(name: str | None) -> torch.device:
     Raises:
         ConfigError: there is no such device here.
     """
+    # Read when CUDA starts: as many queues as there are streams for runs.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and device.index is None:
@@ -60,15 +62,17 @@ def build_distiller(cfg: CfgNode, weights: Weights | None, data: ImageSet) -> Di
     """The student, the teacher with its weights, and the method between them.
 
     Args:
-        data: the training set, which says the size of images and the number of classes.
+        data: the training set.
 
     Raises:
         RunError: the weights do not fit the teacher.
     """
 
+    classes = facts(cfg.DATASET).classes
+
     def network(role: str, name: str) -> nn.Module:
-        facts = data.classes, data.side, cfg.DATASET.TYPE
-        return build_network(name, *facts, key=f"DISTILLER.{role}")
+        place = classes, data.side, cfg.DATASET.TYPE
+        return build_network(name, *place, key=f"DISTILLER.{role}")
 
     # The student draws first: with one seed it starts from the same weights in every method.
     student, teacher = network("STUDENT", cfg.DISTILLER.STUDENT), None

@@ -14,7 +14,6 @@ from yacs.config import CfgNode
 from ..config import load_cfg
 from ..errors import ConfigError
 from ..inert import effect
-from ..teacher import Weights, load_weights
 from .folder import plain
 
 # What every link has from the config at the end of the chain.
@@ -60,8 +59,8 @@ def name(cfg: CfgNode) -> str:
     return f"assistant,{student},{node.TYPE},{digest},seed{cfg.SOLVER.SEED}"
 
 
-def assistant(cfg: CfgNode, device: torch.device) -> Weights:
-    """The weights of the last assistant, trained if they are not there yet.
+def assistant(cfg: CfgNode, device: torch.device) -> Path:
+    """The file of the last assistant's weights, which is trained if it has not been yet.
 
     Another process that trains it is waited for.
     """
@@ -69,7 +68,7 @@ def assistant(cfg: CfgNode, device: torch.device) -> Weights:
 
     own = link(cfg)
     _, folder = train(own, own.EXPERIMENT.NAME, device, resume=True, patience=math.inf)
-    return load_weights(folder / "student_last")._replace(network=own.DISTILLER.STUDENT)
+    return folder / "student_last"
 
 
 def facts(cfg: CfgNode) -> list[dict[str, Any]]:

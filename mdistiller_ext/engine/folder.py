@@ -10,15 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from yacs.config import CfgNode
 
 from ..config import as_pairs, get_cfg, shown
 from ..data import is_own
-from ..distillers import Distiller, source
+from ..distillers import source
 from ..errors import ConfigError, RunError
 from ..files import check_finite, load, read, save
-from ..seeding import set_random_state
 from ..settings import leaves
 from ..teacher import find_weights
 from .environment import CODE
@@ -181,27 +179,6 @@ def check_history(history: Sequence[dict[str, float]], expected: Planned, folder
 def save_state(state: dict[str, Any], folder: Path) -> None:
     """Make it what a resumed run starts from, and keep the one before."""
     save(state, folder / LATEST, previous=folder / PREVIOUS)
-
-
-def restore(
-    state: dict[str, Any], folder: Path, distiller: Distiller, optimizer: torch.optim.Optimizer
-) -> None:
-    """Put what `latest` holds into what was built from its config.
-
-    Raises:
-        RunError: it does not fit.
-    """
-    # The optimizer's settings are the config's; only what its steps left behind is the file's.
-    groups = optimizer.state_dict()["param_groups"]
-    teacher = {k: v for k, v in distiller.state_dict().items() if k.startswith("teacher.")}
-    with fitting(folder):
-        distiller.load_state_dict({**teacher, **state["model"]})
-        optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        for parameter, kept in optimizer.state.items():
-            for name, value in kept.items():
-                if value is not None and value.shape != parameter.shape:
-                    raise ValueError(f"{name} has shape {tuple(value.shape)}")
-        set_random_state(state["random"])
 
 
 @contextmanager

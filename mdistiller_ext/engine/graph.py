@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from itertools import groupby, repeat
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from ..policies import Context
 from .loop import Meter, train_step
 
 WARM_UP = 2  # steps of each size on a side stream before a capture, as torch.cuda.graph asks for
+STEPS = 16  # of a launch: the host's part and the gaps between graphs become small
 
 
 class DeviceSteps:
@@ -19,10 +22,11 @@ class DeviceSteps:
 
     The epoch's order, views and teacher logits, its learning rate and what `schedule` gives are
     tensors that are filled before the epoch; a cursor on the device finds the batch. Nothing
-    else changes from step to step, so on a GPU each is one replay of a graph that was captured
-    once; on a CPU the same step runs as it is.
+    else changes from step to step, so on a GPU several are one replay of a graph that was captured
+    once; on a CPU the same steps run as they are.
 
     Args:
+        steps: how many are launched at once, where so many are left; a run stops between launches.
         classes: the number of the teacher table's logits; 0: the live teacher is part of the step.
         draws: the random numbers that the method needs for each image.
 
@@ -40,9 +44,10 @@ class DeviceSteps:
         autocast: Callable[[], AbstractContextManager],
         classes: int,
         draws: int = 0,
+        steps: int | None = None,
     ) -> None:
         self.distiller, self.optimizer, self.data = distiller, optimizer, data
-        self.meter, self.autocast = meter, autocast
+        self.meter, self.autocast, self.steps = meter, autocast, steps or STEPS
         device = data.targets.device
         self.sizes = [len(part) for part in torch.arange(len(data)).split(batch_size)]
         self.index = torch.zeros(len(data), dtype=torch.int64, device=device)
@@ -59,7 +64,7 @@ class DeviceSteps:
             name: torch.tensor(float(value), dtype=torch.float64, device=device)
             for name, value in distiller.schedule(1).items()
         }
-        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         if device.type == "cuda":
             distiller.train()
             with torch.cuda.device(device):
@@ -67,14 +72,13 @@ class DeviceSteps:
 
     def epoch(
         self,
-        epoch: int,
         lr: float,
         index: Tensor,
         view: Tensor,
         answers: Tensor | None,
         drawn: Tensor | None = None,
     ) -> Iterator[None]:
-        """The steps of an epoch that the meter has not seen, one each time it is advanced.
+        """The steps of the meter's epoch that it has not seen, a launch each time it is advanced.
 
         Args:
             index, view: the order and the views of the epoch's last M images, (M,).
@@ -91,15 +95,27 @@ class DeviceSteps:
             self.drawn.copy_(drawn)
         self.cursor.fill_(first)
         self.lr.fill_(lr)
-        for name, value in self.distiller.schedule(epoch).items():
+        for name, value in self.distiller.schedule(self.meter.epoch).items():
             self.settings[name].fill_(value)
-        for size in self.sizes[self.meter.step :]:
+        for size, count in self.launches(self.meter.step):
             if self.graphs:
-                self.graphs[size].replay()
+                self.graphs[size, count].replay()
             else:
-                self.step(size)
-            self.meter.count(size)
+                self.take(size, count)
+            for _ in range(count):
+                self.meter.count(size)
             yield
+
+    def launches(self, first: int = 0) -> Iterator[tuple[int, int]]:
+        """(batch size, steps) of each launch of an epoch, from its step `first` on."""
+        for size, batches in groupby(self.sizes[first:]):
+            together, alone = divmod(len(list(batches)), self.steps)
+            yield from repeat((size, self.steps), together)
+            yield from repeat((size, 1), alone)
+
+    def take(self, size: int, count: int) -> None:
+        for _ in range(count):
+            self.step(size)
 
     def step(self, size: int) -> None:
         """The next `size` images of the epoch."""
@@ -116,7 +132,7 @@ class DeviceSteps:
         self.cursor += size
 
     def capture(self, device: torch.device) -> None:
-        """Capture a graph for each size of batch; weights and optimizer stay as they were.
+        """Capture a graph of each kind of launch; weights and optimizer stay as they were.
 
         On the stream of the moment, which is the run's own: cuBLAS gives the graphs of one stream
         one workspace, and those of several runs are replayed side by side.
@@ -126,21 +142,23 @@ class DeviceSteps:
         if stream == torch.cuda.default_stream(device):  # on which nothing can be captured
             stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
+        # Single steps, too: a run may go on in the middle of an epoch.
+        kinds = dict.fromkeys([*self.launches(), *((size, 1) for size in self.sizes)])
         graphs = {}
         try:
             with torch.cuda.stream(stream):
                 for size in WARM_UP * list(set(self.sizes)):
-                    self._try(size)
+                    self._try(partial(self.step, size))
                 # What waits for the device would fail in the capture, and leave it half made.
                 with _no_synchronisation():
                     for size in set(self.sizes):
-                        self._try(size)
-                for size in sorted(set(self.sizes), reverse=True):
-                    graphs[size] = torch.cuda.CUDAGraph()
-                    with torch.cuda.graph(graphs[size], stream=stream):
-                        self.step(size)
-                    self._try(size, graphs[size].replay)
-                    if self.cursor.item() != size:
+                        self._try(partial(self.step, size))
+                for size, count in kinds:
+                    graph = graphs[size, count] = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(graph, stream=stream):
+                        self.take(size, count)
+                    self._try(graph.replay)
+                    if self.cursor.item() != size * count:
                         raise RuntimeError("the graph is empty")
         finally:
             torch.cuda.current_stream(device).wait_stream(stream)
@@ -152,11 +170,11 @@ class DeviceSteps:
             self.cursor.zero_()
         self.graphs = graphs
 
-    def _try(self, size: int, step: Callable[[], None] | None = None) -> None:
+    def _try(self, step: Callable[[], None]) -> None:
         """A step on the epoch's first images, as often as one likes."""
         self.cursor.zero_()
         self.meter.start(1)
-        step() if step else self.step(size)
+        step()
 
     def _state(self) -> list[Tensor]:
         """What a step changes, the optimizer's buffers last."""

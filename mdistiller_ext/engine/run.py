@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,31 +14,22 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..data import is_own
+from ..data import facts, is_own
 from ..distillers import source
 from ..errors import ConfigError, RunError, Stopped
 from ..files import save
 from ..inert import inert, weak_teacher
-from ..seeding import epoch_generator, random_state, seed_everything
+from ..seeding import epoch_generator, random_state, set_random_state
 from ..teacher import Weights, digest
 from ..toolkit.methods import toolkit_hash
 from . import chain
-from .build import (
-    CompiledStudent,
-    build_autocast,
-    build_distiller,
-    build_optimizer,
-    takes_features,
-)
 from .environment import changes, environment, imported
 from .evaluation import fidelity, numbers, performance, predict
 from .events import Events, Progress
-from .folder import LATEST, check_history, fitting, plain, restore, save_state
-from .graph import DeviceSteps
-from .loop import Meter, learning_rate, train_epoch
+from .folder import LATEST, check_history, fitting, plain, save_state
+from .loop import learning_rate
 from .record import method_facts, peak_memory, summary, write_record
-from .replicas import Replica
-from .shared import Shared
+from .trainer import Lane
 from .writer import Writer, snapshot
 
 
@@ -47,9 +38,7 @@ class Finished(NamedTuple):
 
     record: dict[str, Any]
     folder: Path
-
-    def go(self) -> dict[str, Any]:
-        return self.record
+    turns: int = 0
 
     def advance(self) -> Generator[None, None, None]:
         yield from ()
@@ -62,73 +51,32 @@ class Run:
         self,
         cfg: CfgNode,
         folder: Path,
-        shared: Shared,
+        lane: Lane,
         weights: Weights | None,
         state: dict[str, Any] | None,
     ) -> None:
         self.cfg, self.folder, self.weights = cfg, folder, weights
+        self.shared = shared = lane.shared
+        self.device, self.stop, self.world = shared.device, shared.stop, shared.world
         self.alone = shared.together == 1
-        self.device = device = shared.device
-        self.shared, self.stop, self.world = shared, shared.stop, shared.world
         self.writer = Writer()
-        self.history: list[dict[str, float]] = []
         for line in inert(cfg):
             print(f"warning: {line}")
-        if device.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = cfg.SOLVER.TF32
-            torch.backends.cudnn.benchmark = True  # the shapes are fixed
         self.train_set, self.test_set = shared.data(cfg)
-        seed_everything(cfg.SOLVER.SEED)
-        self.distiller = build_distiller(cfg, weights, self.train_set).to(device)
-        self.optimizer = build_optimizer(cfg, self.distiller)
-        if state:
-            check_history(state["history"], self._planned, folder)
-            restore(state, folder, self.distiller, self.optimizer)
-            self.history = state["history"]
-        self.table = None
-        features = takes_features(self.distiller, self.train_set) if weights else set()
-        takes_logits = "teacher" not in features
-        # Methods that reshape feature maps want the other layout.
-        tensor_cores = cfg.SOLVER.TF32 or cfg.SOLVER.AMP == "bf16"
-        if takes_logits and (device.type == "cpu" or tensor_cores):
-            self.distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if weights and takes_logits and cfg.DISTILLER.TEACHER_TABLE != "off":
-            self.table = shared.table(cfg, self.distiller, weights, self.train_set)
-        elif weights and cfg.DISTILLER.TEACHER_TABLE == "on":
-            raise ConfigError(
-                f"DISTILLER.TEACHER_TABLE: on, but {cfg.DISTILLER.TYPE} takes the teacher's "
-                f"features, which no table holds: expected auto or off"
-            )
-        if cfg.SOLVER.COMPILE and not features:
-            CompiledStudent(self.distiller.student)
-        self.random = random_state()  # beside other runs, what these draw is not this run's
-        ours = source(cfg.DISTILLER) == "ext"
-        self.draws = self.distiller.draws(self.train_set.classes) if ours else 0
-        steps = -(-len(self.train_set) // cfg.SOLVER.BATCH_SIZE)
-        self.meter = Meter(len(self.history) + 1, steps)
+        self.trainer = lane.prepare(cfg, weights)
+        self.meter, self.table = self.trainer.meter, self.trainer.table
+        self.history = state["history"] if state else []
         self.kept = len(self.history)  # epochs that `latest` holds
-        self.replica = None
-        if self.world.size > 1:
-            self.replica = Replica(self.distiller, self.world, cfg.SOLVER.SYNC_BN)
-        self.captured = None
-        if device.type == "cuda" and cfg.SOLVER.CUDA_GRAPH and not self.replica:
-            self.captured = self._capture()
-        # What an epoch that was stopped in the middle had summed, and the seconds it had taken.
+        self.spent = 0.0  # seconds, of an epoch that was stopped in the middle
+        # Beside other runs, what is drawn from now on is not this run's.
+        self.random = self.trainer.random
+        set_random_state(self.random)  # a capture has taken some steps
         self.meter.start(len(self.history) + 1)
-        self.spent = 0.0
         if state:
-            if state["meter"] and self.world.size > 1:
-                raise ConfigError(
-                    f"{folder}: one process stopped it within epoch {len(self.history) + 1}: "
-                    f"expected one process to go on"
-                )
-            with fitting(folder):
-                self.meter.load_state_dict(state["meter"], device)
-            self.spent = state["spent"]
-            print(f"{folder}: going on after {self._progress(self.meter.step)}")
+            self._go_on(state)
         self.logits_teacher = None
         if weights:
-            evaluate = partial(self._predict, self.distiller.teacher)
+            evaluate = partial(self._predict, self.trainer.distiller.teacher)
             self.logits_teacher = (
                 shared.teacher_logits(cfg, weights, evaluate)
                 if source(cfg.DISTILLER) == "ext"
@@ -143,12 +91,41 @@ class Run:
             "teacher": self._teacher_facts(),
             "student": {
                 "name": cfg.DISTILLER.STUDENT,
-                "parameters": sum(p.numel() for p in self.distiller.student.parameters()),
+                "parameters": sum(p.numel() for p in self.student.parameters()),
             },
             "chain": chain.facts(cfg),
             "data": self._data_facts(),
             "config": plain(cfg),
         }
+
+    @property
+    def turns(self) -> int:
+        """How often the iterator is advanced in an epoch."""
+        return self.trainer.turns
+
+    @property
+    def student(self) -> nn.Module:
+        return self.trainer.distiller.student
+
+    def _go_on(self, state: dict[str, Any]) -> None:
+        """From what `latest` holds.
+
+        Raises:
+            ConfigError: the run would have begun otherwise, or another number of processes has
+                stopped it.
+            RunError: it does not fit.
+        """
+        check_history(self.history, self._planned, self.folder)
+        if state["meter"] and self.world.size > 1:
+            raise ConfigError(
+                f"{self.folder}: one process stopped it within epoch {len(self.history) + 1}: "
+                f"expected one process to go on"
+            )
+        with fitting(self.folder):
+            self.trainer.load_state_dict(state)
+            set_random_state(state["random"])
+        self.random, self.spent = state["random"], state["spent"]
+        print(f"{self.folder}: going on after {self._progress(self.meter.step)}")
 
     def _sessions(self, state: dict[str, Any] | None) -> list[dict[str, Any]]:
         """The environments of the sessions so far, this one last."""
@@ -158,7 +135,7 @@ class Run:
             **environment(self.device),
             "processes": self.world.size,
             "together": self.shared.together,
-            "cuda_graph": self.captured is not None,
+            "cuda_graph": self.trainer.captured is not None,
             "toolkit": toolkit_hash() if source(self.cfg.DISTILLER) == "mdistiller" else None,
             "imported": imported(self.cfg),
             "data": self._fingerprint(),
@@ -170,14 +147,8 @@ class Run:
             )
         return [*before, session]
 
-    def go(self) -> dict[str, Any]:
-        """Train to the end; returns the record."""
-        for _ in self.advance():
-            pass
-        return self.record
-
     def advance(self) -> Generator[None, None, None]:
-        """The rest of the run, a step each time that the iterator is advanced."""
+        """Train to the end, some steps each time that the iterator is advanced."""
         cfg = self.cfg
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -252,7 +223,7 @@ class Run:
             hits["teacher_table_hits"] = 100 * (self.table.hits - before) / max(1, len(index))
         progress.open(epoch)
         drawn, rest = self._drawn(epoch), sizes[self.meter.step :]
-        for _ in self._steps(epoch, planned["lr"], index, view, answers, drawn, rest):
+        for _ in self.trainer.epoch(planned["lr"], index, view, answers, drawn, rest):
             progress(self.meter)
             self.spent = time.perf_counter() - start
             self.writer.check()
@@ -280,31 +251,6 @@ class Run:
             "seconds": time.perf_counter() - start,
         }
 
-    def _steps(
-        self,
-        epoch: int,
-        lr: float,
-        index: Tensor,
-        view: Tensor,
-        answers: Tensor | None,
-        drawn: Tensor | None,
-        sizes: list[int],
-    ) -> Iterator[None]:
-        """An epoch's training steps, one each time that the iterator is advanced."""
-        if self.captured:
-            yield from self.captured.epoch(epoch, lr, index, view, answers, drawn)
-            return
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        batches = self.train_set.batches(index, view, sizes)
-        rows = [None] * len(sizes) if answers is None else answers.split(sizes)
-        autocast = build_autocast(self.cfg.SOLVER.AMP, self.device)
-        model, now = self.replica or self.distiller, self.distiller.schedule(epoch)
-        yield from train_epoch(
-            model, self.optimizer, zip(batches, rows, strict=True), self.meter, autocast, now, drawn
-        )
-        self.world.merge(self.meter)
-
     def _device(self) -> Generator[None, None, None]:
         """Until the device has done what it was given; meanwhile it is other runs' turn."""
         if self.device.type == "cuda":
@@ -313,37 +259,19 @@ class Run:
             while not done.query():
                 yield
 
-    def _capture(self) -> DeviceSteps | None:
-        """The step as a CUDA graph, or None for a method that does not allow it."""
-        solver, classes = self.cfg.SOLVER, self.table.shape[2] if self.table else 0
-        try:
-            return DeviceSteps(
-                self.distiller,
-                self.optimizer,
-                self.train_set,
-                solver.BATCH_SIZE,
-                self.meter,
-                build_autocast(solver.AMP, self.device),
-                classes,
-                self.draws,
-            )
-        except Exception as error:  # whatever a method does that a capture forbids
-            reason = str(error).split("\n", 1)[0]
-            print(f"{self.cfg.DISTILLER.TYPE} runs without a CUDA graph: {reason}")
-            return None
-
     def _planned(self, epoch: int) -> dict[str, float]:
         """The epoch's learning rate and what the method schedules."""
         solver = self.cfg.SOLVER
         lr = learning_rate(epoch, solver.LR, solver.LR_DECAY_STAGES, solver.LR_DECAY_RATE)
-        return {"lr": lr, **self.distiller.schedule(epoch)}
+        return {"lr": lr, **self.trainer.distiller.schedule(epoch)}
 
     def _drawn(self, epoch: int) -> Tensor | None:
         """The epoch's random numbers for each image, (N, draws); None for a method without."""
-        if not self.draws:
+        draws = self.trainer.draws
+        if not draws:
             return None
         generator = epoch_generator(self.cfg.SOLVER.SEED, epoch, 2)
-        return torch.rand(len(self.train_set), self.draws, generator=generator).to(self.device)
+        return torch.rand(len(self.train_set), draws, generator=generator).to(self.device)
 
     def _predict(self, network: nn.Module) -> Tensor:
         size = self.cfg.DATASET.TEST.BATCH_SIZE
@@ -355,7 +283,7 @@ class Run:
     def _check_weights(self) -> None:
         """What the last step broke shows in no loss, and not always in the evaluation: a batch
         norm whose variance is infinite gives finite logits."""
-        state = {k: v for k, v in self._trained().items() if v.is_floating_point()}
+        state = {k: v for k, v in self.trainer.trained().items() if v.is_floating_point()}
         largest = torch.stack(torch._foreach_norm(list(state.values()), math.inf))  # NaN counts
         finite = largest.isfinite().tolist()
         bad = [name for name, good in zip(state, finite, strict=True) if not good]
@@ -365,7 +293,7 @@ class Run:
     def _evaluate(self) -> dict[str, Tensor]:
         if not self.world.first:
             return {"top1": torch.zeros(())}  # the first process evaluates and writes
-        logits = self._predict(self.distiller.student)
+        logits = self._predict(self.student)
         measured = performance(logits, self.test_set.targets)
         if self.logits_teacher is not None:
             measured |= fidelity(logits, self.logits_teacher)
@@ -388,7 +316,7 @@ class Run:
             "train_images": len(data),
             "evaluated_images": len(self.test_set),
             "evaluated_on": held if share else "the test set",
-            "classes": data.classes,
+            "classes": facts(self.cfg.DATASET).classes,
             "side": data.side,
             "mean": data.mean.tolist(),
             "std": data.std.tolist(),
@@ -403,7 +331,7 @@ class Run:
         measured = numbers(performance(self.logits_teacher, self.test_set.targets))
         name = self.weights.network or self.cfg.DISTILLER.TEACHER
         print(f"teacher {name} from {self.weights.file}: test top-1 {measured['top1']:.2f} %")
-        if weak := weak_teacher(name, measured["top1"], self.train_set.classes):
+        if weak := weak_teacher(name, measured["top1"], facts(self.cfg.DATASET).classes):
             print(f"warning: {weak}")
         return {
             "name": name,
@@ -451,13 +379,7 @@ class Run:
         """What a run goes on from, as it is now."""
         return {
             "epoch": len(self.history),
-            **snapshot(
-                {
-                    "model": self._trained(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "meter": self.meter.state_dict(),
-                }
-            ),
+            **snapshot(self.trainer.state_dict()),
             "random": random_state() if self.alone else self.random,
             "environments": self.facts["environments"],
             "history": list(self.history),
@@ -465,13 +387,6 @@ class Run:
             "config": self.facts["config"],
             "teacher_sha256": self.weights.sha256 if self.weights else None,
         }
-
-    def _trained(self) -> dict[str, Tensor]:
-        """What training may change, by name."""
-        model = self.distiller.state_dict()
-        if source(self.cfg.DISTILLER) == "mdistiller":  # a method may change its teacher
-            return model
-        return {k: v for k, v in model.items() if not k.startswith("teacher.")}
 
     def _write_record(self, status: str, **more: Any) -> None:
         record = self._record(status, **more)

@@ -1,6 +1,7 @@
 """What the runs of one process have in common."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from yacs.config import CfgNode
 
 from ..data import Dataset, ImageSet, get_dataset
 from ..distillers import Distiller
-from ..teacher import TeacherTable, Weights
+from ..teacher import TeacherTable, Weights, load_weights
 from .build import build_table
 from .replicas import World
 from .stop import StopSignals
@@ -29,6 +30,7 @@ class Shared:
         self.sets: dict[str, tuple[ImageSet, ImageSet]] = {}
         self.tables: dict[tuple[str, ...], TeacherTable | None] = {}
         self.logits: dict[tuple[str, ...], Tensor] = {}
+        self.teachers: dict[Path, Weights] = {}
 
     def data(self, cfg: CfgNode) -> tuple[ImageSet, ImageSet]:
         """(train, test), on the device."""
@@ -37,6 +39,16 @@ class Shared:
             train_set, test_set = get_dataset(cfg.DATASET)
             self.sets[key] = train_set.to(self.device), test_set.to(self.device)
         return self.sets[key]
+
+    def weights(self, file: Path) -> Weights:
+        """A teacher's, read once."""
+        if file not in self.teachers:
+            self.teachers[file] = load_weights(file)
+        return self.teachers[file]
+
+    def once(self, weights: Weights) -> Weights:
+        """The first that was given of these weights."""
+        return self.teachers.setdefault(Path(weights.sha256), weights)
 
     def table(
         self, cfg: CfgNode, distiller: Distiller, weights: Weights, data: ImageSet

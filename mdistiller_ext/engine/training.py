@@ -5,6 +5,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from .replicas import World
 from .run import Finished, Run
 from .shared import Shared
 from .stop import StopSignals
+from .trainer import Lane
 
 LOCK_WAIT = 10.0  # seconds: what holds a run's folder may just have been told to stop
 
@@ -55,24 +57,31 @@ def train(
             loss became non-finite. What was saved stays as it is.
         Stopped: a signal came; the run is saved as it was after the step of the moment.
     """
-    with (
-        StopSignals() as stop,
-        opened(cfg, name, Shared(device, stop, world), resume, weights, patience) as run,
-    ):
-        return run.go(), run.folder
+    with StopSignals() as stop:
+        lane = Lane(Shared(device, stop, world))
+        with opened(cfg, name, lane, resume, weights, patience) as run:
+            for _ in run.advance():
+                pass
+            return run.record, run.folder
 
 
 def train_many(
-    jobs: Sequence[tuple[CfgNode, str]], device: torch.device, *, resume: bool = False
+    jobs: Sequence[tuple[CfgNode, str]],
+    device: torch.device,
+    *,
+    resume: bool = False,
+    together: int | None = None,
 ) -> list[dict[str, Any] | Exception]:
-    """Train several runs at once in this process, a step each in turn.
+    """Train several runs at once in this process, a step of each in turn.
 
     Each is the run that `train` would make of it, with its own folder, as long as its method
     draws nothing from the global random generators. Data and teacher tables are shared. On a GPU
-    each run has a stream of its own, so that small networks fill the device together.
+    each run has a stream of its own, of which there are 32, so that small networks fill the
+    device together; a run that begins takes over the captured steps of one of its kind.
 
     Args:
         jobs: (config, name) of each run.
+        together: how many are trained at once; the others follow. By default all.
 
     Returns:
         Their records, in order; the exception of one that failed, which stops no other.
@@ -80,54 +89,72 @@ def train_many(
     Raises:
         Stopped: a signal came; the runs are saved as they were after the steps of the moment.
     """
-    results: dict[int, dict[str, Any] | Exception] = {}
-    with ExitStack() as stack:
-        shared = Shared(device, stack.enter_context(StopSignals()), together=len(jobs))
-        live: dict[int, tuple[Generator[None, None, None], torch.cuda.Stream | None]] = {}
-        runs = {}
-        for number, (cfg, name) in enumerate(jobs):
+    queue, results = list(enumerate(jobs)), dict[int, dict[str, Any] | Exception]()
+    count = min(together or len(jobs), len(jobs))
+    with StopSignals() as stop, ExitStack() as stack:
+        shared = Shared(device, stop, together=count)
+        lanes = []
+        for number in range(count):
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-            try:
-                with torch.cuda.stream(stream):
-                    job = opened(cfg, name, shared, resume=resume)
-                    runs[number] = stack.enter_context(job)
-                live[number] = runs[number].advance(), stream
-            except Exception as error:
-                results[number] = error
-        stack.callback(_close, live)  # before the folders' locks are given back
-        while live:
-            for number, (steps, stream) in list(live.items()):
-                try:
-                    with torch.cuda.stream(stream):
-                        next(steps)
-                except StopIteration:
-                    results[number] = runs[number].record
-                    del live[number]
-                except Exception as error:
-                    results[number] = error
-                    del live[number]
+            steps = follow_each_other(queue, results, Lane(shared), number / count, resume)
+            lanes.append((steps, stream))
+            stack.callback(_close, steps, stream)
+        while lanes:
+            for lane in list(lanes):
+                with torch.cuda.stream(lane[1]):
+                    if next(lane[0], lane) is lane:
+                        lanes.remove(lane)
     return [results[number] for number in range(len(jobs))]
 
 
-def _close(live: dict[int, tuple[Generator[None, None, None], torch.cuda.Stream | None]]) -> None:
-    """Let each run that has not ended save itself."""
-    for steps, stream in live.values():
-        with torch.cuda.stream(stream):
-            steps.close()
+def _close(steps: Generator[None, None, None], stream: torch.cuda.Stream | None) -> None:
+    """Let a run that has not ended save itself."""
+    with torch.cuda.stream(stream):
+        steps.close()
+
+
+def follow_each_other(
+    queue: list[tuple[int, tuple[CfgNode, str]]],
+    results: dict[int, dict[str, Any] | Exception],
+    lane: Lane,
+    behind: float,
+    resume: bool,
+) -> Generator[None, None, None]:
+    """Train one job of the queue after the other, a step each time that the iterator is advanced.
+
+    Args:
+        queue: what is left for this lane and others: (number, (config, name)).
+        results: by number, what came of each job.
+        behind: the share of an epoch by which the first run begins later, so that what comes at
+            the end of an epoch does not come to all lanes at once.
+    """
+    while queue:
+        job = next((job for job in queue if lane.fits(job[1][0])), queue[0])
+        queue.remove(job)
+        number, (cfg, name) = job
+        try:
+            with opened(cfg, name, lane, resume) as run:
+                yield from repeat(None, round(behind * run.turns))
+                yield from run.advance()
+                results[number] = run.record
+        except Exception as error:
+            results[number] = error
+        behind = 0
 
 
 @contextmanager
 def opened(
     cfg: CfgNode,
     name: str,
-    shared: Shared,
+    lane: Lane,
     resume: bool,
     weights: Weights | None = None,
     patience: float | None = None,
 ) -> Iterator[Run | Finished]:
     """A run, new or as it was left, while its folder is locked."""
     import_modules(cfg.EXPERIMENT.IMPORT)  # in a process that did not read the config
-    folder, world = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), shared.world
+    folder, shared = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), lane.shared
+    world = shared.world
     with ExitStack() as stack:
         state = record = None
         if world.first:
@@ -143,15 +170,12 @@ def opened(
             print(f"{folder}: finished already")
             yield Finished(record, folder)
             return
-        if cfg.DISTILLER.TYPE == "NONE":
-            weights = None
-        else:
-            weights = weights or teacher_weights(cfg, shared.device, world)
+        weights = None if cfg.DISTILLER.TYPE == "NONE" else weights or _teacher(cfg, shared)
         if world.tell(state is not None) and not world.first:
             state = load(folder / "latest")
         if state and weights:
             _same_teacher(weights, state["teacher_sha256"], folder)
-        yield Run(cfg, folder, shared, weights, state)
+        yield Run(cfg, folder, lane, weights, state)
 
 
 def _locked(folder: Path, patience: float, stop: StopSignals) -> FileLock:
@@ -188,21 +212,32 @@ def _same_teacher(weights: Weights, expected: str, folder: Path) -> None:
         )
 
 
-def teacher_weights(cfg: CfgNode, device: torch.device, world: World | None = None) -> Weights:
+def teacher_weights(cfg: CfgNode, device: torch.device) -> Weights:
     """The teacher's weights: found, trained as DISTILLER.TEACHER_CFG says, or downloaded."""
-    if cfg.DISTILLER.ASSISTANTS:
-        return chain.assistant(cfg, device)
+    return _teacher(cfg, Shared(device, StopSignals()))
+
+
+def _teacher(cfg: CfgNode, shared: Shared) -> Weights:
+    node = cfg.DISTILLER
+    if node.ASSISTANTS:
+        first = shared.world.first  # the others wait for it
+        file = shared.world.tell(chain.assistant(cfg, shared.device) if first else None)
+        network = chain.link(cfg).DISTILLER.STUDENT
+        return shared.once(load_weights(file)._replace(network=network))
+    if node.TEACHER_CKPT == PRETRAINED:
+        state = pretrained(node.TEACHER, facts(cfg.DATASET).classes)
+        return shared.once(Weights(state, Path(node.TEACHER), digest(state)))
+    return shared.weights(teacher_file(cfg, shared.device, shared.world))
+
+
+def teacher_file(cfg: CfgNode, device: torch.device, world: World) -> Path:
     wanted, file = (cfg.DISTILLER.TEACHER, identity(cfg.DATASET)), None
-    if cfg.DISTILLER.TEACHER_CKPT == PRETRAINED:
-        state = pretrained(wanted[0], facts(cfg.DATASET).classes)
-        return Weights(state, Path(wanted[0]), digest(state))
-    world = world or World()
     if world.first:
         file = find_weights(*wanted, checkpoint=cfg.DISTILLER.TEACHER_CKPT)
         if not file and cfg.DISTILLER.TEACHER_CFG:
             file = train_teacher(cfg, device)
         file = file or fetch_weights(*wanted)
-    return load_weights(world.tell(file))
+    return world.tell(file)
 
 
 def train_teacher(cfg: CfgNode, device: torch.device) -> Path:

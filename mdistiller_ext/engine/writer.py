@@ -4,7 +4,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -39,17 +38,10 @@ class Writer:
 
 def snapshot(content: Any) -> Any:
     """Nested dicts and lists, with a copy in the host's memory of each tensor as it is now."""
-    copies = _copied(content)
-    if torch.cuda.is_initialized():  # one wait for all of them
-        torch.cuda.current_stream().synchronize()
-    return copies
-
-
-def _copied(content: Any) -> Any:
     if isinstance(content, Tensor):
-        return content.detach().to("cpu", non_blocking=True, copy=True)
+        return content.detach().to("cpu", copy=True)
     if isinstance(content, dict):
-        return {key: _copied(value) for key, value in content.items()}
+        return {key: snapshot(value) for key, value in content.items()}
     if isinstance(content, list):
-        return [_copied(value) for value in content]
+        return [snapshot(value) for value in content]
     return content

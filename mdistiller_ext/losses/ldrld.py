@@ -53,7 +53,7 @@ class LDRLD(Loss):
             for logits, tau in ((pair.student, pair.tau_s), (pair.teacher, pair.tau_t))
         ]
         margins = (z[:, first] - z[:, second] for z in scaled)
-        ranks = torch.arange(1, size + 1).to(scaled[0])
+        ranks = torch.arange(1, size + 1, device=top.device).to(scaled[0])
         weights = 2 * (-0.05 * (ranks[first] + ranks[second])).exp()
         weights = weights / (1.5 + (ranks[first] - ranks[second]).abs())
         log_s, log_t = (z.log_softmax(dim=1) for z in scaled)

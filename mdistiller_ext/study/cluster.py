@@ -20,9 +20,9 @@ FILES = ("record.json", LOG)
 
 
 def ray_tasks(
-    groups: Sequence[list[Job]], address: str | None, device: str, gpus: float
+    jobs: Sequence[Job], together: int, address: str | None, device: str, gpus: float
 ) -> Iterator[int]:
-    """A Launcher: each group a task of a Ray cluster, which takes one core and `gpus` GPUs.
+    """A Launcher: `together` jobs are a task of a Ray cluster, which takes a core and `gpus` GPUs.
 
     The nodes need this package, and the data and the teacher, at the same paths as here. Where
     they share the study's folder, the runs of a node that died go on after their last epoch;
@@ -45,6 +45,7 @@ def ray_tasks(
     try:
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(on_node)
         here = os.getcwd()
+        groups = [jobs[i : i + together] for i in range(0, len(jobs), together)]
         running = {task.remote(group, device, here): group for group in groups}
         while running:
             ended = 0
@@ -62,11 +63,11 @@ def ray_tasks(
         ray.shutdown()
 
 
-def on_node(jobs: list[Job], device: str, folder: str) -> dict[Path, bytes]:
+def on_node(jobs: Sequence[Job], device: str, folder: str) -> dict[Path, bytes]:
     """A task: train the jobs in `folder`, where the driver works; returns their small files."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
-    work(jobs, device, threads=1)
+    work(jobs, device, threads=1, together=len(jobs))
     files = [job.folder / name for job in jobs for name in FILES]
     return {file: file.read_bytes() for file in files if file.exists()}
 

@@ -29,9 +29,9 @@ from .plan import Job, Study
 LOG = "log.txt"
 PATIENCE = 1.0  # seconds between two looks at the running records
 
-# Runs groups of jobs, each group in one process; yields how many jobs ended since the last time,
-# at least every PATIENCE.
-Launcher = Callable[[Sequence[list[Job]]], Iterator[int]]
+# Runs jobs, so many at once in each process; yields how many ended since the last time, at least
+# every PATIENCE.
+Launcher = Callable[[Sequence[Job], int], Iterator[int]]
 
 
 def run_jobs(jobs: Sequence[Job], launcher: Launcher, together: int = 1) -> dict[str, str]:
@@ -57,7 +57,6 @@ def run_jobs(jobs: Sequence[Job], launcher: Launcher, together: int = 1) -> dict
     for job in left[:1]:
         with writing(job.folder):  # one line now, instead of one from each process
             job.folder.mkdir(parents=True, exist_ok=True)
-    groups = [left[i : i + together] for i in range(0, len(left), together)]
     epochs, said = sum(job.cfg.SOLVER.EPOCHS for job in left), set[str]()
     states = {job.name: state(job) for job in left}
     before = sum(trained for _, trained in states.values())
@@ -65,7 +64,7 @@ def run_jobs(jobs: Sequence[Job], launcher: Launcher, together: int = 1) -> dict
     with tqdm(
         total=epochs, initial=before, desc="study", unit=" epochs", disable=not watched()
     ) as bar:
-        for _ in launcher(groups):
+        for _ in launcher(left, together):
             now = {job.name: state(job) for job in left}
             for name, (status, trained) in now.items():
                 if status in ("finished", "failed") and now[name] != states[name]:
@@ -78,22 +77,30 @@ def run_jobs(jobs: Sequence[Job], launcher: Launcher, together: int = 1) -> dict
     return {job.name: _reason(job) for job in left if not finished(job)}
 
 
-def processes(groups: Sequence[list[Job]], device: torch.device, count: int) -> Iterator[int]:
+def processes(
+    jobs: Sequence[Job], together: int, device: torch.device, count: int
+) -> Iterator[int]:
     """A Launcher: `count` processes of this machine; on a CPU they divide its threads.
+
+    A process that trains several runs at once gets its share of them all, so that where one has
+    ended another can take its place.
 
     Raises:
         Stopped: a signal came; it was passed on, and every run is saved.
     """
-    pending = deque(groups)
+    groups = [[job] for job in jobs] if together == 1 else [jobs[i::count] for i in range(count)]
+    pending = deque(group for group in groups if group)
     threads = max(1, torch.get_num_threads() // count)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    running: dict[Any, tuple[Any, list[Job]]] = {}
+    running: dict[Any, tuple[Any, Sequence[Job]]] = {}
     with StopSignals() as stop:
         while pending or running:
             while pending and len(running) < count:
                 group = pending.popleft()
-                process = context.Process(target=_alone, args=(group, str(device), threads))
+                process = context.Process(
+                    target=_alone, args=(group, str(device), threads, together)
+                )
                 process.start()
                 running[process.sentinel] = process, group
             ended = 0
@@ -110,7 +117,7 @@ def processes(groups: Sequence[list[Job]], device: torch.device, count: int) -> 
                 stop.check()
 
 
-def _alone(jobs: list[Job], device: str, threads: int) -> None:
+def _alone(jobs: Sequence[Job], device: str, threads: int, together: int) -> None:
     """A process of `processes`: it stops when that tells it to, or is no more."""
     os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which passes it on once
 
@@ -122,11 +129,11 @@ def _alone(jobs: list[Job], device: str, threads: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=follow, daemon=True).start()
-    work(jobs, device, threads)
+    work(jobs, device, threads, together)
 
 
-def work(jobs: list[Job], device: str, threads: int) -> None:
-    """One process's part: train the jobs, with everything they print in their folders."""
+def work(jobs: Sequence[Job], device: str, threads: int, together: int) -> None:
+    """One process's part: train the jobs, with everything they print in the first one's folder."""
     torch.set_num_threads(threads)
     jobs[0].folder.mkdir(parents=True, exist_ok=True)
     with (
@@ -140,9 +147,11 @@ def work(jobs: list[Job], device: str, threads: int) -> None:
                 train(jobs[0].cfg, jobs[0].name, place, resume=True)
             else:
                 pairs = [(job.cfg, job.name) for job in jobs]
-                for result in train_many(pairs, place, resume=True):
+                results = train_many(pairs, place, resume=True, together=together)
+                for job, result in zip(jobs, results, strict=True):
                     if isinstance(result, Exception):
-                        print(f"error: {result}")
+                        with suppress(OSError), (job.folder / LOG).open("a") as own:
+                            print(f"error: {result}", file=own)
         except Stopped as stopped:
             print(stopped)
         except Exception as error:

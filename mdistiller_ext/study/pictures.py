@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..data import get_dataset
+from ..data import facts, get_dataset
 from ..engine import predict
 from ..errors import ConfigError, RunError
 from ..models import build_network
@@ -90,8 +90,9 @@ def _teacher(study: Study, records: dict[str, dict[str, Any]]) -> Figure:
     weights = load_weights(Path(record["file"]))
     if weights.sha256 != record["sha256"]:
         raise RunError(f"{weights.file}: not the one that the runs had")
-    train, test = get_dataset(cfg.DATASET)
-    teacher = build_network(record["name"], train.classes, train.side, cfg.DATASET.TYPE)
+    _, test = get_dataset(cfg.DATASET)
+    place = facts(cfg.DATASET).classes, test.side, cfg.DATASET.TYPE
+    teacher = build_network(record["name"], *place)
     load_into(teacher, weights, record["name"])
     test = replace(test, padded=test.padded[:IMAGES], targets=test.targets[:IMAGES])
     logits = predict(teacher, test, 250)

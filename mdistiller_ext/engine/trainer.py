@@ -1,0 +1,216 @@
+"""What a run trains with, and what of it the next run can take over."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from yacs.config import CfgNode
+
+from ..data import facts
+from ..distillers import Distiller, source
+from ..errors import ConfigError
+from ..seeding import random_state, seed_everything
+from ..settings import leaves
+from ..teacher import Weights
+from .build import (
+    CompiledStudent,
+    build_autocast,
+    build_distiller,
+    build_optimizer,
+    takes_features,
+)
+from .graph import DeviceSteps
+from .loop import Meter, train_epoch
+from .replicas import Replica
+from .shared import Shared
+
+# What a trainer does not depend on, so that runs which differ in nothing else share one.
+APART = ("EXPERIMENT.", "LOG.", "SOLVER.SEED")
+
+
+class Trainer:
+    """Networks, method, optimizer and meter of a run, on the device, and how they take its steps.
+
+    Attributes:
+        table: the teacher's table, or None.
+        replica: the distiller as one of several processes has it, or None.
+        captured: the step as a CUDA graph, or None.
+        draws: the random numbers that the method needs for each image.
+        random: the state of the random generators when the initial weights were drawn.
+    """
+
+    def __init__(self, cfg: CfgNode, shared: Shared, weights: Weights | None) -> None:
+        self.kind, self.weights = kind(cfg), weights
+        self.world, device = shared.world, shared.device
+        if device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = cfg.SOLVER.TF32
+            torch.backends.cudnn.benchmark = True  # the shapes are fixed
+        self.data, _ = shared.data(cfg)
+        self.distiller = self._initial(cfg, weights).to(device)
+        self.optimizer = build_optimizer(cfg, self.distiller)
+        features = takes_features(self.distiller, self.data) if weights else set()
+        takes_logits = "teacher" not in features
+        # Methods that reshape feature maps want the other layout.
+        tensor_cores = cfg.SOLVER.TF32 or cfg.SOLVER.AMP == "bf16"
+        if takes_logits and (device.type == "cpu" or tensor_cores):
+            self.distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.table = None
+        if weights and takes_logits and cfg.DISTILLER.TEACHER_TABLE != "off":
+            self.table = shared.table(cfg, self.distiller, weights, self.data)
+        elif weights and cfg.DISTILLER.TEACHER_TABLE == "on":
+            raise ConfigError(
+                f"DISTILLER.TEACHER_TABLE: on, but {cfg.DISTILLER.TYPE} takes the teacher's "
+                f"features, which no table holds: expected auto or off"
+            )
+        if cfg.SOLVER.COMPILE and not features:
+            CompiledStudent(self.distiller.student)
+        ours = source(cfg.DISTILLER) == "ext"
+        self.draws = self.distiller.draws(facts(cfg.DATASET).classes) if ours else 0
+        # A method of the toolkit may change its teacher.
+        self.frozen = ("teacher.",) if ours else ()
+        self.meter = Meter(1, -(-len(self.data) // cfg.SOLVER.BATCH_SIZE))
+        self.autocast = build_autocast(cfg.SOLVER.AMP, device)
+        self.replica = None
+        if self.world.size > 1:
+            self.replica = Replica(self.distiller, self.world, cfg.SOLVER.SYNC_BN)
+        self.captured = None
+        if device.type == "cuda" and cfg.SOLVER.CUDA_GRAPH and not self.replica:
+            self.captured = self._captured(cfg)
+
+    def _initial(self, cfg: CfgNode, weights: Weights | None) -> Distiller:
+        """As SOLVER.SEED has it, on the CPU."""
+        seed_everything(cfg.SOLVER.SEED)
+        distiller = build_distiller(cfg, weights, self.data)
+        self.random = random_state()
+        return distiller
+
+    def renew(self, cfg: CfgNode) -> None:
+        """Become the trainer of another run of this kind; every tensor stays where it is."""
+        self.distiller.load_state_dict(self._initial(cfg, self.weights).state_dict())
+        for state in self.optimizer.state.values():
+            state["momentum_buffer"].zero_()  # of which SGD begins with none
+
+    def release(self) -> None:
+        """Give up the captured graphs, with the memory that they hold."""
+        if self.captured:
+            self.captured.graphs.clear()
+
+    @property
+    def turns(self) -> int:
+        """The launches of an epoch."""
+        return len(list(self.captured.launches())) if self.captured else self.meter.steps
+
+    def trained(self) -> dict[str, Tensor]:
+        """What training may change, by name."""
+        model = self.distiller.state_dict()
+        return {k: v for k, v in model.items() if not k.startswith(self.frozen)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with."""
+        return {
+            "model": self.trained(),
+            "optimizer": self.optimizer.state_dict(),
+            "meter": self.meter.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy what `state_dict` returned into the tensors that are there: a graph has these.
+
+        Raises:
+            LookupError, RuntimeError, TypeError, ValueError: it does not fit.
+        """
+        model = self.distiller.state_dict()
+        frozen = {k: v for k, v in model.items() if k.startswith(self.frozen)}
+        self.distiller.load_state_dict({**frozen, **state["model"]})
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        # The optimizer's settings are the config's; only what its steps left behind is the file's.
+        for number, kept in state["optimizer"]["state"].items():
+            momentum, parameter = kept["momentum_buffer"], parameters[number]
+            if momentum.shape != parameter.shape:
+                raise ValueError(f"momentum_buffer has shape {tuple(momentum.shape)}")
+            own = self.optimizer.state[parameter]
+            own.setdefault("momentum_buffer", torch.empty_like(parameter)).copy_(momentum)
+        self.meter.load_state_dict(state["meter"], self.data.targets.device)
+
+    def epoch(
+        self,
+        lr: float,
+        index: Tensor,
+        view: Tensor,
+        answers: Tensor | None,
+        drawn: Tensor | None,
+        sizes: list[int],
+    ) -> Iterator[None]:
+        """The steps of the meter's epoch that it has not seen; after each launch of some it yields.
+
+        Args:
+            index, view: the order and the views of this process's images, (M,).
+            answers: the teacher's logits in that order, (M, C), where there is a table.
+            drawn: the epoch's random numbers by image, (N, draws), where there are some.
+            sizes: of this process's batches.
+        """
+        if self.captured:
+            yield from self.captured.epoch(lr, index, view, answers, drawn)
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        batches = self.data.batches(index, view, sizes)
+        rows = [None] * len(sizes) if answers is None else answers.split(sizes)
+        now = self.distiller.schedule(self.meter.epoch)
+        yield from train_epoch(
+            self.replica or self.distiller,
+            self.optimizer,
+            zip(batches, rows, strict=True),
+            self.meter,
+            self.autocast,
+            now,
+            drawn,
+        )
+        self.world.merge(self.meter)
+
+    def _captured(self, cfg: CfgNode) -> DeviceSteps | None:
+        """The step as a CUDA graph, or None for a method that does not allow it."""
+        try:
+            return DeviceSteps(
+                self.distiller,
+                self.optimizer,
+                self.data,
+                cfg.SOLVER.BATCH_SIZE,
+                self.meter,
+                self.autocast,
+                self.table.shape[2] if self.table else 0,
+                self.draws,
+            )
+        except Exception as error:  # whatever a method does that a capture forbids
+            reason = str(error).split("\n", 1)[0]
+            print(f"{cfg.DISTILLER.TYPE} runs without a CUDA graph: {reason}")
+            return None
+
+
+def kind(cfg: CfgNode) -> dict[str, Any]:
+    """What of a config decides over a trainer, but for its initial weights."""
+    return {key: value for key, value in leaves(cfg) if not key.startswith(APART)}
+
+
+class Lane:
+    """Where one run follows another, with the trainer of that one if they are of one kind."""
+
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
+        self.trainer: Trainer | None = None
+
+    def fits(self, cfg: CfgNode) -> bool:
+        """Whether a run could go on with what the one before has left."""
+        return self.trainer is not None and self.trainer.kind == kind(cfg)
+
+    def prepare(self, cfg: CfgNode, weights: Weights | None) -> Trainer:
+        """A trainer for a run that begins."""
+        if self.trainer and self.fits(cfg) and self.trainer.weights is weights:
+            self.trainer.renew(cfg)
+        else:
+            if self.trainer:
+                self.trainer.release()  # before others are captured, on the same stream
+            self.trainer = None
+            self.trainer = Trainer(cfg, self.shared, weights)
+        return self.trainer
