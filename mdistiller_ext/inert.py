@@ -42,9 +42,10 @@ def inert(cfg: CfgNode) -> list[str]:
 
 
 def weak_teacher(name: str, top1: float, classes: int) -> str:
-    """A line on a teacher whose test top-1, in percent, is below twice that of chance, or ""."""
+    """A line on a teacher whose test top-1, in percent, is hardly that of chance, or "": below
+    twice of it, and of few classes below the middle between it and 100."""
     chance = 100 / classes
-    if top1 >= 2 * chance:
+    if top1 >= min(2 * chance, (100 + chance) / 2):
         return ""
     return f"the teacher {name} has {top1:.2f} % top-1 on the test set, chance has {chance:g} %"
 

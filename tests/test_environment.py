@@ -25,7 +25,7 @@ def test_an_environment_names_code_command_versions_and_arithmetic():
     assert datetime.fromisoformat(found["started"]).utcoffset().total_seconds() == 0
     assert found["tf32"] is False and found["threads"] >= 1 and found["cuda"] is None
     # What a run adds to it apart, every condition is there.
-    assert set(CONDITIONS) - set(found) == {"toolkit", "processes"}
+    assert set(CONDITIONS) - set(found) == {"toolkit", "imported", "data", "processes"}
 
 
 def test_the_code_hash_is_of_every_file_that_trains_and_of_no_other(tmp_path):

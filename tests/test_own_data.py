@@ -145,8 +145,11 @@ def test_arrays_in_each_layout(tmp_path, kind):
         ({"train_images": np.zeros((20, 3, 8, 9), np.uint8)}, r"has shape \(20, 3, 8, 9\)"),
         ({"train_labels": np.zeros(19, int)}, r"has shape \(19,\) .* each of the 20 images"),
         ({"train_labels": np.zeros(20)}, "type torch.float64, expected an integer"),
-        ({"train_labels": np.full(20, -1)}, "has -1, expected from 0"),
-        ({"test_labels": np.full(8, 7)}, "test_labels has 7, train_labels at most 3"),
+        ({"train_labels": np.full(20, -1)}, "DATASET.TYPE arrays: has labels below 0"),
+        (
+            {"test_labels": np.full(8, 7)},
+            "has a label 7 in the test set, in the training set at most 3",
+        ),
     ],
 )
 def test_arrays_that_are_refused(tmp_path, changes, message):

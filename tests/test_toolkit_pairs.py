@@ -70,7 +70,7 @@ def fitted(file, options):
 def two_steps(cfg, data):
     """The loss of each of two steps."""
     torch.manual_seed(0)
-    teacher = build_network(cfg.DISTILLER.TEACHER, 100).state_dict()
+    teacher = build_network(cfg.DISTILLER.TEACHER, 100, 32).state_dict()
     distiller = build_distiller(cfg, Weights(teacher, ROOT, ""), data)
     takes_features(distiller, data)
     meter, optimizer = Meter(1, 2), build_optimizer(cfg, distiller)

@@ -46,7 +46,7 @@ def test_a_teacher_file_in_the_toolkits_layout_is_pretrained(
 ):
     """Of the test images the first; what it has on all is what its authors say."""
     load = cifar100.load
-    monkeypatch.setattr(cifar100, "load", lambda root: (None, first(load(root)[1], images)))
+    monkeypatch.setattr(cifar100, "load", lambda root: [first(s, images) for s in load(root)])
     place = workdir / "download_ckpts/cifar_teachers/resnet20_vanilla/ckpt_epoch_240.pth"
     place.parent.mkdir(parents=True)
     place.symlink_to(shared / "teachers" / "cifar100_resnet20.pth")

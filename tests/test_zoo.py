@@ -8,7 +8,7 @@ from torch import nn
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.engine import train
 from mdistiller_ext.errors import ConfigError
-from mdistiller_ext.models import build_network, checked, is_network, register_network
+from mdistiller_ext.models import build_network, is_network, register_network
 from mdistiller_ext.models.zoo import OWN
 from mdistiller_ext.toolkit.locate import import_toolkit
 
@@ -44,7 +44,7 @@ def mine(workdir, monkeypatch):
 
 
 def built(name, side=8):
-    return checked(build_network(name, 10), name, "DISTILLER.STUDENT", 10, side)
+    return build_network(name, 10, side, key="DISTILLER.STUDENT")
 
 
 def test_a_network_of_ones_own_has_the_contract_and_its_own_state_dict(mine):
@@ -106,7 +106,7 @@ def test_torchvisions_network_trains_with_the_table(digits_cfg, workdir):
 def test_a_registered_network_is_allowed_trains_and_resumes(digits_cfg, mine):
     @register_network("my_net")
     def factory(num_classes):
-        return build_network("mine:plain", num_classes)
+        return build_network("mine:plain", num_classes, 8)
 
     try:
         options = ["DISTILLER.STUDENT", "my_net"]
@@ -124,7 +124,7 @@ def test_the_toolkits_networks_are_its_own(toolkit):
     assert is_network("vgg8") and is_network("wrn_16_1") and not is_network("vgg9")
     for name in ("vgg8", "wrn_16_1", "MobileNetV2", "ShuffleV2"):
         torch.manual_seed(0)
-        ours = checked(build_network(name, 100), name, "DISTILLER.STUDENT", 100, 32)
+        ours = build_network(name, 100, 32)
         torch.manual_seed(0)
         theirs = there.cifar_model_dict[name][0](num_classes=100)
         assert type(ours) is type(theirs)

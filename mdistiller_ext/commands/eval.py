@@ -2,6 +2,7 @@
 
 %(prog)s -m resnet20 -c output/.../student_best
 %(prog)s -m resnet56 -c pretrain
+%(prog)s -m timm:resnet18 -c FILE -d folder --root my_images DATASET.SIDE 64
 """
 
 import argparse
@@ -9,7 +10,7 @@ import json
 from pathlib import Path
 
 from ..command import existing
-from ..errors import ConfigError, brief
+from ..errors import ConfigError, bare
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,50 +21,67 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "-c", "--ckpt", default="pretrain", type=weights, help="a file, or pretrain (default)"
     )
     parser.add_argument(
-        "-d", "--dataset", default="cifar100", metavar="NAME", help="cifar100 (default) or digits"
+        "-d", "--dataset", default="cifar100", metavar="NAME", help="as in DATASET.TYPE"
     )
     parser.add_argument("-bs", "--batch-size", type=int, default=64)
     parser.add_argument("--root", default="./data", help="folder of the data set (default ./data)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="of DATASET, and EXPERIMENT.IMPORT"
+    )
+
+
+# What an option is, as a key.
+KEYS = {
+    "model": "DISTILLER.STUDENT",
+    "dataset": "DATASET.TYPE",
+    "root": "DATASET.ROOT",
+    "batch-size": "DATASET.TEST.BATCH_SIZE",
+}
 
 
 def main(args: argparse.Namespace) -> None:
-    from ..config import get_cfg, rule_of
-    from ..data import get_dataset
+    from ..config import as_pairs, load_cfg
+    from ..data import facts, get_dataset, identity
     from ..engine import numbers, performance, pick_device, predict
-    from ..models import build_network, checked
+    from ..models import build_network
     from ..teacher import fetch_weights, find_weights, load_into, load_weights
 
-    for option, value, key in (
-        ("model", args.model, "DISTILLER.STUDENT"),
-        ("dataset", args.dataset, "DATASET.TYPE"),
-        ("batch-size", args.batch_size, "DATASET.TEST.BATCH_SIZE"),
-    ):
-        allowed, text = rule_of(key)
-        if not allowed(value):
-            raise ConfigError(f"--{option}: {brief(value)} is not allowed, expected {text}")
-    device = pick_device(args.device)
-    cfg = get_cfg()
-    cfg.DATASET.TYPE, cfg.DATASET.ROOT = args.dataset, args.root
+    options = as_pairs(args.opts)
+    for key in options:
+        if not key.startswith("DATASET.") and key != "EXPERIMENT.IMPORT":
+            raise ConfigError(f"{bare(key)}: has no effect here, only DATASET and what it imports")
+    values = (args.model, args.dataset, args.root, args.batch_size)
+    given = dict(zip(KEYS.values(), values, strict=True)) | options
+    try:
+        cfg = load_cfg(None, [word for pair in given.items() for word in pair])
+    except ConfigError as error:
+        lines = str(error)
+        for option, key in KEYS.items():
+            if key not in options:
+                lines = lines.replace(f"{key}: ", f"--{option}: ")
+        raise ConfigError(lines) from error
+    device, where = pick_device(args.device), identity(cfg.DATASET)
     if args.ckpt == "pretrain":
-        file = find_weights(args.model, args.dataset) or fetch_weights(args.model, args.dataset)
+        file = find_weights(args.model, where) or fetch_weights(args.model, where)
     else:
         file = Path(args.ckpt)
+    state = load_weights(file)
     _, test = get_dataset(cfg.DATASET)
-    built = build_network(args.model, test.classes, args.dataset)
-    model = checked(built, args.model, "--model", test.classes, test.side)
-    load_into(model, load_weights(file), args.model)
+    classes = facts(cfg.DATASET).classes
+    model = build_network(args.model, classes, test.side, cfg.DATASET.TYPE, key="--model")
+    load_into(model, state, args.model)
     test = test.to(device)
-    logits = predict(model.to(device), test, args.batch_size)
+    logits = predict(model.to(device), test, cfg.DATASET.TEST.BATCH_SIZE)
     metrics = numbers(performance(logits, test.targets))
+    held = f", {len(test):,} training images held out" if cfg.DATASET.HOLDOUT else ""
     if args.json:
-        print(
-            json.dumps({"model": args.model, "file": str(file), "dataset": args.dataset, **metrics})
-        )
+        content = {"model": args.model, "file": str(file), "dataset": cfg.DATASET.TYPE}
+        print(json.dumps({**content, "images": len(test), **metrics}))
     else:
         print(
-            f"{args.model} from {file} on {args.dataset}: top-1 {metrics['top1']:.2f} %, "
+            f"{args.model} from {file} on {cfg.DATASET.TYPE}{held}: top-1 {metrics['top1']:.2f} %, "
             f"top-5 {metrics['top5']:.2f} %, NLL {metrics['nll']:.4f}, "
             f"calibration error {metrics['ece']:.4f}"
         )

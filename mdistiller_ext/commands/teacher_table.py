@@ -26,11 +26,11 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from ..config import load_cfg
-    from ..data import get_dataset
+    from ..data import facts, get_dataset
     from ..engine import StopSignals, pick_device, teacher_weights
     from ..engine.events import watched
     from ..files import default_cache
-    from ..models import build_network, checked
+    from ..models import build_network
     from ..teacher import TeacherTable, load_into
 
     cfg = load_cfg(args.cfg, args.opts)
@@ -42,8 +42,8 @@ def main(args: argparse.Namespace) -> None:
     weights = teacher_weights(cfg, device)
     name = cfg.DISTILLER.TEACHER
     data, _ = get_dataset(cfg.DATASET)
-    built = build_network(name, data.classes, cfg.DATASET.TYPE)
-    teacher = checked(built, name, "DISTILLER.TEACHER", data.classes, data.side)
+    place = facts(cfg.DATASET).classes, data.side, cfg.DATASET.TYPE
+    teacher = build_network(name, *place, key="DISTILLER.TEACHER")
     load_into(teacher, weights, name)
     root = Path(cfg.DISTILLER.TEACHER_TABLE_ROOT or default_cache())
     table = TeacherTable(root, teacher, data.to(device), cfg.DISTILLER.TEACHER_TABLE_DTYPE)

@@ -1,6 +1,8 @@
 """The data sets, by the name in DATASET.TYPE."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..memory import check_memory
 from ..plugins import check_free
 from ..seeding import epoch_generator
 from ..settings import PATH, Rule, Settings, count, number, number_to, one_of, setting
 from . import arrays, cifar10, cifar100, digits, tiny_imagenet
+from .arrays import SMALLER, nbytes
 from .views import Batch, ImageSet
 
 Splits = tuple[ImageSet, ImageSet]
@@ -31,16 +35,18 @@ class Source(NamedTuple):
 
     Attributes:
         load: its settings -> (train, test), on the CPU, as they usually are.
-        facts: its settings -> what is known of the training set before it is loaded; or None, and
-            it is loaded to know.
+        known: its settings -> the training images of each class and their side, without loading
+            them; or None.
+        own: the images are other ones where DATASET.ROOT is another.
     """
 
     load: Callable[["Dataset"], Splits]
-    facts: Callable[["Dataset"], Facts] | None
+    known: Callable[["Dataset"], tuple[Sequence[int], int]] | None = None
+    own: bool = True
 
 
 DATASETS: dict[str, Source] = {}
-LOADED: dict[str, Facts] = {}  # of what had to be loaded to know, by its settings
+LOADED: dict[Any, Facts] = {}  # of what had to be loaded to know
 CHANNELS: Rule = (
     lambda v: len(v) in (0, 3) and all(type(x) in (int, float) and 0 < x < 1 for x in v),
     "three numbers above 0 and below 1, or none",
@@ -74,7 +80,7 @@ def register_dataset(name: str) -> Callable[[Callable[[Dataset], Splits]], Any]:
 
     def add(load: Callable[[Dataset], Splits]) -> Callable[[Dataset], Splits]:
         check_free(name, DATASETS[name].load if name in DATASETS else None, load)
-        DATASETS[name] = Source(load, None)
+        DATASETS[name] = Source(load)
         return load
 
     return add
@@ -88,15 +94,30 @@ def facts(node: Mapping[str, Any]) -> Facts:
     """
     settings = Dataset.read(node)
     source = DATASETS[settings.TYPE]
-    if source.facts is None:
-        key = repr(settings)
-        if key not in LOADED:
-            train, _ = get_dataset(node)
-            LOADED[key] = Facts(len(train), train.classes, train.side)
-        return LOADED[key]
-    found = source.facts(settings)
-    # Of each class a share, rounded; to about this.
-    return found._replace(images=found.images - round(settings.HOLDOUT * found.images))
+    if source.known:
+        of_class, side = source.known(settings)
+        held = sum(_held(count, settings.HOLDOUT) for count in of_class)
+        return Facts(sum(of_class) - held, len(of_class), side)
+    file = Path(settings.ROOT)
+    key = source, repr(settings), file.stat().st_mtime_ns if file.exists() else 0
+    if key not in LOADED:  # a study asks for each of its runs
+        train, _ = get_dataset(node)
+        LOADED[key] = Facts(len(train), train.classes, train.side)
+    return LOADED[key]
+
+
+def is_own(kind: str) -> bool:
+    """Whether the images of a DATASET.TYPE are other ones where DATASET.ROOT is another."""
+    return kind not in DATASETS or DATASETS[kind].own
+
+
+def identity(node: Mapping[str, Any]) -> str:
+    """A name for the images that a section DATASET gives: the TYPE, and of one's own images what
+    tells them from others."""
+    if not is_own(node["TYPE"]):
+        return node["TYPE"]
+    facts = [str(Path(node["ROOT"]).resolve()), *(node[key] for key in ("SIDE", "MEAN", "STD"))]
+    return f"{node['TYPE']}_{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]}"
 
 
 def get_dataset(node: Mapping[str, Any]) -> Splits:
@@ -106,7 +127,7 @@ def get_dataset(node: Mapping[str, Any]) -> Splits:
         ConfigError, RunError: its files are not as they should be, or cannot be had.
     """
     settings = Dataset.read(node)
-    train, test = DATASETS[settings.TYPE].load(settings)
+    train, test = _checked(DATASETS[settings.TYPE].load(settings), settings.TYPE)
     changes: dict[str, Any] = {
         name: value for name, value in {"mean": settings.MEAN, "std": settings.STD}.items() if value
     }
@@ -115,15 +136,20 @@ def get_dataset(node: Mapping[str, Any]) -> Splits:
     if settings.FLIPS != "auto":
         changes["flips"] = settings.FLIPS == "on"
     if changes:
+        padding = changes.get("padding", train.padding)
+        size = nbytes(len(train) + len(test), train.side + 2 * padding)
+        check_memory(size, f"images padded by {padding} pixels", "take a smaller DATASET.PADDING")
         train, test = train.changed(**changes), test.changed(**changes)
     if settings.HOLDOUT:
+        check_memory(train.padded.nbytes, "the part of the images that is held out", SMALLER)
         kept, held = stratified(train.targets, settings.HOLDOUT, settings.HOLDOUT_SEED)
         train, test = train.subset(kept), train.subset(held, alone=True)
     return train, test
 
 
 def stratified(targets: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """The places of the images that stay and of those that are held out, of each class a share.
+    """The places of the images that stay and of those that are held out, of each class a share,
+    but not its last image.
 
     Args:
         targets: labels (N,).
@@ -132,22 +158,53 @@ def stratified(targets: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor
     for label in targets.unique():
         places = (targets == label).nonzero().flatten()
         chosen = torch.randperm(len(places), generator=generator)
-        held[places[chosen[: round(share * len(places))]]] = True
+        held[places[chosen[: _held(len(places), share)]]] = True
     return (~held).nonzero().flatten(), held.nonzero().flatten()
 
 
-def _fixed(images: int, classes: int, side: int) -> Callable[[Dataset], Facts]:
-    return lambda settings: Facts(images, classes, side)
+def _held(count: int, share: float) -> int:
+    return min(round(share * count), count - 1)
+
+
+def _checked(sets: Any, kind: str) -> Splits:
+    """What a data set's `load` gives, if it is one.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    fault, expected = "", "expected (train, test), each an ImageSet"
+    if not isinstance(sets, Sequence) or [*map(type, sets)] != [ImageSet, ImageSet]:
+        raise ConfigError(f"DATASET.TYPE {kind}: gives a {type(sets).__name__}, {expected}")
+    train, test = sets
+    if not len(train) or not len(test):
+        fault = f"{len(train)} training and {len(test)} test images, expected some of each"
+    elif train.side != test.side:
+        fault = f"training images of {train.side} pixels and test images of {test.side}"
+    elif min(train.targets.min(), test.targets.min()) < 0:
+        fault = "labels below 0"
+    elif train.classes < 2:
+        fault = "training images of one class, expected two or more"
+    elif test.classes > train.classes:
+        most, least = train.classes - 1, test.classes - 1
+        fault = f"a label {least} in the test set, in the training set at most {most}"
+    if fault:
+        raise ConfigError(f"DATASET.TYPE {kind}: has {fault}")
+    return train, test
+
+
+def _official(load: Callable[[Path], Splits], *known: Any) -> Source:
+    """A data set that is the same wherever it lies, and its images of each class and their side."""
+    return Source(lambda settings: load(Path(settings.ROOT)), lambda settings: known, own=False)
 
 
 DATASETS |= {
-    "cifar100": Source(lambda s: cifar100.load(Path(s.ROOT)), _fixed(50_000, 100, 32)),
-    "cifar10": Source(lambda s: cifar10.load(Path(s.ROOT)), _fixed(50_000, 10, 32)),
-    "digits": Source(lambda s: digits.load(), _fixed(539, 10, 8)),
-    "tiny_imagenet": Source(lambda s: tiny_imagenet.load(Path(s.ROOT)), _fixed(100_000, 200, 64)),
-    "arrays": Source(lambda s: arrays.load_file(Path(s.ROOT)), None),
+    "cifar100": _official(lambda root: cifar100.load(root), [500] * 100, 32),
+    "cifar10": _official(lambda root: cifar10.load(root), [5000] * 10, 32),
+    "digits": _official(lambda root: digits.load(), digits.TRAINING, 8),
+    "tiny_imagenet": _official(lambda root: tiny_imagenet.load(root), [500] * 200, 64),
+    "arrays": Source(lambda s: arrays.load_file(Path(s.ROOT))),
     "folder": Source(
         lambda s: arrays.load_folder(Path(s.ROOT), s.SIDE),
-        lambda s: Facts(*arrays.folder_facts(Path(s.ROOT), s.SIDE)),
+        lambda s: arrays.folder_facts(Path(s.ROOT), s.SIDE),
     ),
 }

@@ -2,20 +2,26 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import ConfigError, RunError, brief
 from ..files import default_cache, write_atomically
+from ..memory import check_memory
 from .views import ImageSet
 
-SPLITS, FOLDERS = ("train", "test"), ("train", "val")
+SPLITS, FOLDERS, WHAT = ("train", "test"), ("train", "val"), ("images", "labels")
+SMALLER = "take fewer images, or a smaller DATASET.SIDE or DATASET.PADDING"
 Split = tuple[Tensor, Tensor]  # images (N, 3, side, side), uint8, and labels (N,)
 Listed = tuple[list[str], list[list[tuple[Path, int]]]]  # classes; (file, label) of each split
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -38,11 +44,11 @@ def read_arrays(file: Path) -> list[tuple[Tensor, Tensor]]:
             arrays = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:  # of either reader
         raise ConfigError(f"DATASET.ROOT {file}: cannot be read: {brief(str(error))}") from error
-    splits = []
-    for split in SPLITS:
-        images, labels = (_array(file, arrays, f"{split}_{what}") for what in ("images", "labels"))
-        splits.append((_as_images(file, split, images), _as_labels(file, split, labels, images)))
-    return splits
+    found = {name: [_array(file, arrays, f"{name}_{what}") for what in WHAT] for name in SPLITS}
+    try:
+        return [as_split(images, labels, name) for name, (images, labels) in found.items()]
+    except ConfigError as error:
+        raise ConfigError(f"DATASET.ROOT {file}: {error}") from error
 
 
 def _array(file: Path, arrays: Any, name: str) -> Tensor:
@@ -53,57 +59,51 @@ def _array(file: Path, arrays: Any, name: str) -> Tensor:
     return found
 
 
-def _as_images(file: Path, split: str, images: Tensor) -> Tensor:
+def as_split(images: Any, labels: Any, name: str) -> Split:
+    """Images and their labels as a data set has them.
+
+    Raises:
+        ConfigError: they are of another shape or type; it names them `name`_images, `name`_labels.
+    """
+    for what, found in zip(WHAT, (images, labels), strict=True):
+        if not isinstance(found, Tensor):
+            raise ConfigError(f"{name}_{what} is a {type(found).__name__}, expected a tensor")
     if images.dtype != torch.uint8:
-        raise ConfigError(f"DATASET.ROOT {file}: {split}_images is {images.dtype}, expected uint8")
+        raise ConfigError(f"{name}_images is {images.dtype}, expected uint8")
+    shape = tuple(images.shape)
     if images.ndim == 3:
         images = images[:, None].expand(-1, 3, -1, -1)
     elif images.ndim == 4 and images.shape[3] == 3:
         images = images.permute(0, 3, 1, 2)
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
         raise ConfigError(
-            f"DATASET.ROOT {file}: {split}_images has shape {tuple(images.shape)}, expected "
-            f"(N, side, side), (N, 3, side, side) or (N, side, side, 3)"
+            f"{name}_images has shape {shape}, expected (N, side, side), (N, 3, side, side) or "
+            f"(N, side, side, 3)"
         )
-    return images.contiguous()
-
-
-def _as_labels(file: Path, split: str, labels: Tensor, images: Tensor) -> Tensor:
-    if labels.is_floating_point() or labels.shape != images.shape[:1] or not len(labels):
+    if labels.is_floating_point() or labels.shape != images.shape[:1]:
         raise ConfigError(
-            f"DATASET.ROOT {file}: {split}_labels has shape {tuple(labels.shape)} and type "
-            f"{labels.dtype}, expected an integer for each of the {len(images)} images"
+            f"{name}_labels has shape {tuple(labels.shape)} and type {labels.dtype}, expected an "
+            f"integer for each of the {len(images)} images"
         )
-    if labels.min() < 0:
-        raise ConfigError(
-            f"DATASET.ROOT {file}: {split}_labels has {labels.min()}, expected from 0"
-        )
-    return labels.long()
+    return images.contiguous(), labels.long()
 
 
 def load_file(file: Path) -> tuple[ImageSet, ImageSet]:
     """(train, test) of a file of arrays; normalised as the training images are distributed."""
-    train, test = read_arrays(file)
-    if (found := int(test[1].max())) > (most := int(train[1].max())):
-        raise ConfigError(
-            f"DATASET.ROOT {file}: test_labels has {found}, train_labels at most {most}"
-        )
-    return as_sets(train, test)
+    return as_sets(*read_arrays(file))
 
 
 def load_folder(root: Path, side: int) -> tuple[ImageSet, ImageSet]:
     """(train, test) of the folders train/ and val/ with a folder a class."""
     _, splits = _listed(root, side)
-    train, test = (
-        read_files(files, side, name) for files, name in zip(splits, FOLDERS, strict=True)
-    )
-    return as_sets(train, test)
+    return as_sets(*read_splits(splits, side, padding=side // 8))
 
 
-def folder_facts(root: Path, side: int) -> tuple[int, int, int]:
-    """Training images, classes and side of a folder, from its listing."""
+def folder_facts(root: Path, side: int) -> tuple[list[int], int]:
+    """The training images of each class and their side, from a folder's listing."""
     classes, (train, _) = _listed(root, side)
-    return len(train), len(classes), side
+    count = Counter(label for _, label in train)
+    return [count[label] for label in range(len(classes))], side
 
 
 def _listed(root: Path, side: int) -> Listed:
@@ -165,6 +165,22 @@ def list_folder(root: Path, names: Sequence[str]) -> Listed:
     return classes, splits
 
 
+def read_splits(splits: list[list[tuple[Path, int]]], side: int, padding: int) -> list[Split]:
+    """What `read_files` gives of train and test.
+
+    Raises:
+        RunError: they are too large, or a file is no image.
+    """
+    count = sum(map(len, splits))
+    size = nbytes(count, side) + nbytes(count, side + 2 * padding)
+    check_memory(size, f"{count:,} images of {side} x {side}, and padded", SMALLER)
+    return [read_files(files, side, name) for files, name in zip(splits, FOLDERS, strict=True)]
+
+
+def nbytes(images: int, side: int) -> int:
+    return images * 3 * side**2
+
+
 def read_files(files: list[tuple[Path, int]], side: int, what: str) -> tuple[Tensor, Tensor]:
     """(images (N, 3, side, side) uint8, labels (N,)) of image files, decoded once and kept.
 
@@ -174,30 +190,50 @@ def read_files(files: list[tuple[Path, int]], side: int, what: str) -> tuple[Ten
         RunError: a file is no image.
     """
     labels = torch.tensor([label for _, label in files])
-    digest = hashlib.sha256(f"1 {side}".encode())
+    digest = hashlib.sha256(f"2 {side}".encode())
     for file, _ in files:
         stat = file.stat()
         digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
     kept = default_cache() / "images" / f"{digest.hexdigest()[:20]}.npy"
-    if kept.exists():
-        return torch.from_numpy(np.load(kept)), labels
+    with ExitStack() as stack:
+        with suppress(OSError):  # where nothing can be kept each process decodes for itself
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(kept.with_suffix(".lock")))
+        with suppress(OSError, ValueError, EOFError):  # it is not there, or damaged
+            images = np.load(kept)
+            if images.shape == (len(files), 3, side, side):
+                return torch.from_numpy(images), labels
+        images = _decoded([file for file, _ in files], side, what)
+        try:
+            write_atomically(kept, lambda sink: np.save(sink, images))
+        except RunError as error:
+            print(f"the decoded images are not kept: {error}")
+    return torch.from_numpy(images), labels
+
+
+def _decoded(files: list[Path], side: int, what: str) -> np.ndarray:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise ConfigError(
             "images are decoded by Pillow: pip install 'mdistiller-ext[zoo]'"
         ) from error
-    images = np.empty((len(files), 3, side, side), np.uint8)
-    for place, (file, _) in enumerate(tqdm(files, what, unit=" images", leave=False)):
+
+    def decode(file: Path) -> np.ndarray:
         try:
             with Image.open(file) as image:
+                if image.mode.startswith(("I", "F")):  # which would turn white
+                    raise ValueError(f"{image.mode}, more than 8 bits a channel")
                 fitted = ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
-        except OSError as error:
+            return np.asarray(fitted).transpose(2, 0, 1)
+        except Exception as error:  # whatever a damaged file leads to
             raise RunError(f"{file}: no image that can be read: {brief(str(error))}") from error
-        images[place] = np.asarray(fitted).transpose(2, 0, 1)
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, lambda sink: np.save(sink, images))
-    except (OSError, RunError) as error:
-        print(f"the decoded images are not kept: {error}")
-    return torch.from_numpy(images), labels
+
+    images = np.empty((len(files), 3, side, side), np.uint8)
+    with ThreadPool(torch.get_num_threads()) as pool:
+        decoded = tqdm(
+            pool.imap(decode, files), what, len(files), unit=" images", leave=False, disable=None
+        )
+        for place, image in enumerate(decoded):
+            images[place] = image
+    return images

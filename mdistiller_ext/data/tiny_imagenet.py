@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..errors import ConfigError
-from .arrays import list_folder, read_files
+from .arrays import list_folder, read_splits
 from .views import ImageSet
 
 FOLDER = "tiny-imagenet-200"
@@ -29,7 +29,7 @@ def load(root: Path) -> tuple[ImageSet, ImageSet]:
         lines = [line.split("\t") for line in notes.read_text().splitlines()]
         splits.append([(root / "val/images" / name, classes.index(of)) for name, of, *_ in lines])
     train, test = (
-        ImageSet.build(*read_files(files, 64, name), MEAN, STD, padding=8, flips=True)
-        for files, name in zip(splits, ("train", "val"), strict=True)
+        ImageSet.build(*split, MEAN, STD, padding=8, flips=True)
+        for split in read_splits(splits, 64, padding=8)
     )
     return train, test

@@ -82,7 +82,8 @@ class ImageSet:
 
     @property
     def classes(self) -> int:
-        return int(self.targets.max()) + 1
+        """Of a part of a set, those of the whole."""
+        return int((self.whole or self).targets.max()) + 1
 
     def changed(self, **changes: Any) -> "ImageSet":
         """The same images with another `mean`, `std`, `padding` or `flips`."""

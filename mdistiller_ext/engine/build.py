@@ -18,7 +18,7 @@ from ..data import Batch, ImageSet, facts
 from ..distillers import Distiller, distiller_dict, source
 from ..errors import ConfigError, RunError, brief
 from ..files import default_cache
-from ..models import build_network, checked, shapes_of
+from ..models import build_network, shapes_of
 from ..teacher import TeacherTable, Unwritable, Weights, features_taken, load_into
 from ..toolkit.methods import build_toolkit_distiller
 
@@ -71,8 +71,8 @@ def build_distiller(cfg: CfgNode, weights: Weights | None, data: ImageSet) -> Di
     classes = facts(cfg.DATASET).classes
 
     def network(role: str, name: str) -> nn.Module:
-        built = build_network(name, classes, cfg.DATASET.TYPE)
-        return checked(built, name, f"DISTILLER.{role}", classes, data.side)
+        place = classes, data.side, cfg.DATASET.TYPE
+        return build_network(name, *place, key=f"DISTILLER.{role}")
 
     # The student draws first: with one seed it starts from the same weights in every method.
     student, teacher = network("STUDENT", cfg.DISTILLER.STUDENT), None

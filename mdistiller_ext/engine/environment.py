@@ -23,6 +23,7 @@ CONDITIONS = (
     "code",
     "toolkit",
     "imported",
+    "data",
     "torch",
     "cuda",
     "cudnn",

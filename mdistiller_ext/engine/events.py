@@ -83,6 +83,7 @@ class Progress:
     """
 
     REFRESH = 0.5  # seconds between two readings of the device
+    test = "test"  # what the run evaluates on
 
     def __init__(self, steps: int, epochs: int, first_epoch: int, show: bool) -> None:
         self.steps, self.epochs, self.first, self.show = steps, epochs, first_epoch, show
@@ -142,7 +143,7 @@ class Progress:
         self.bar.close()
         hits = epoch.get("teacher_table_hits")
         table = "" if hits is None else f"table {hits:.0f} %  "
-        test = f"test {epoch['test_top1']:.2f} %  " if "test_top1" in epoch else ""
+        test = f"{self.test} {epoch['test_top1']:.2f} %  " if "test_top1" in epoch else ""
         terms = " ".join(f"{k[5:]} {v:.3f}" for k, v in epoch.items() if k.startswith("loss_"))
         print(
             f"epoch {epoch['epoch']:>3}/{self.epochs}  loss {epoch['loss']:.3f} ({terms})  "

@@ -13,6 +13,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ..config import as_pairs, get_cfg, shown
+from ..data import is_own
 from ..distillers import source
 from ..errors import ConfigError, RunError
 from ..files import check_finite, load, read, save
@@ -76,13 +77,12 @@ def default_name(cfg: CfgNode, options: Sequence[str] = ()) -> str:
         said |= TAGGED
     short = Counter(key.split(".", 1)[1] for key in values)
     for key, value in values.items():
-        if key in given and key not in said and not _is_place(key):
+        if key in given and key not in said and not _is_place(key, cfg.DATASET.TYPE):
             last = key.split(".", 1)[1]
             parts.append(f"{last if short[last] == 1 else key}={value}")
     if node.TEACHER_CKPT and not alone:
         file = find_weights(node.TEACHER, cfg.DATASET.TYPE, node.TEACHER_CKPT)
-        assert file
-        parts.append(f"TEACHER_CKPT={_digest(read(file))}")
+        parts.append(f"TEACHER_CKPT={_digest(read(file)) if file else node.TEACHER_CKPT}")
     name = re.sub(r"[^\w.,=+-]+", "_", ",".join([*parts, f"seed{cfg.SOLVER.SEED}"]))
     content = name.encode()
     if len(content) <= LONGEST:
@@ -206,7 +206,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
         f"{key} {one.get(key)!r} -> {other.get(key)!r}"
         for key in {**one, **other}
-        if not _is_place(key) and one.get(key) != other.get(key)
+        if not _is_place(key, now["DATASET"]["TYPE"]) and one.get(key) != other.get(key)
     ]
 
 
@@ -261,5 +261,6 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:8]
 
 
-def _is_place(key: str) -> bool:
-    return key.startswith(PLACES)
+def _is_place(key: str, kind: str) -> bool:
+    """Whether a key says where things lie; the root of one's own images says which they are."""
+    return key.startswith(PLACES) and not (key == "DATASET.ROOT" and is_own(kind))

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ..config import load_cfg
-from ..data import DATASETS, Facts, Source
-from ..data.arrays import Split, as_sets
+from ..data import DATASETS, Source
+from ..data.arrays import Split, as_sets, as_split
 from ..models.zoo import OWN
 from ..teacher import Weights, digest, load_into, load_weights
 from .build import pick_device
@@ -56,7 +56,8 @@ def distill(
     )
     given = {"DATASET.TYPE": DATA, "DISTILLER.TYPE": method, "DISTILLER.STUDENT": STUDENT}
     given |= {"DISTILLER.TEACHER": TEACHER}
-    with _named(start, frozen, train_images, test_images):
+    splits = as_split(*train_images, "train"), as_split(*test_images, "test")
+    with _named(start, frozen, *splits):
         words = [word for pair in given.items() for word in pair]
         cfg = load_cfg(None, [*words, *options])
         on = device if isinstance(device, torch.device) else pick_device(device)
@@ -68,10 +69,10 @@ def distill(
 @contextmanager
 def _named(student: nn.Module, teacher: nn.Module, *splits: Split) -> Iterator[None]:
     """What a config names it by, for the time of a run."""
-    sets = as_sets(*splits)
-    facts = Facts(len(sets[0]), sets[0].classes, sets[0].side)
+    sets = train, _ = as_sets(*splits)
+    known = torch.bincount(train.targets.clamp_min(0)).tolist(), train.side
     OWN[STUDENT], OWN[TEACHER] = lambda num_classes: student, lambda num_classes: teacher
-    DATASETS[DATA] = Source(lambda settings: sets, lambda settings: facts)
+    DATASETS[DATA] = Source(lambda settings: sets, lambda settings: known)
     try:
         yield
     finally:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..data import facts
+from ..data import facts, is_own
 from ..distillers import source
 from ..errors import ConfigError, RunError, Stopped
 from ..files import save
 from ..inert import inert, weak_teacher
 from ..seeding import epoch_generator, random_state, set_random_state
-from ..teacher import Weights
+from ..teacher import Weights, digest
 from ..toolkit.methods import toolkit_hash
 from . import chain
 from .environment import changes, environment, imported
@@ -138,6 +138,7 @@ class Run:
             "cuda_graph": self.trainer.captured is not None,
             "toolkit": toolkit_hash() if source(self.cfg.DISTILLER) == "mdistiller" else None,
             "imported": imported(self.cfg),
+            "data": self._fingerprint(),
         }
         if before and (apart := changes(before[-1], session)):
             print(
@@ -159,6 +160,7 @@ class Run:
         progress = Progress(
             self.meter.steps, cfg.SOLVER.EPOCHS, first, self.alone and self.world.first
         )
+        progress.test = "held out" if cfg.DATASET.HOLDOUT else "test"
         self._write_record("running")
         try:
             for epoch in range(first, cfg.SOLVER.EPOCHS + 1):
@@ -296,6 +298,14 @@ class Run:
         if self.logits_teacher is not None:
             measured |= fidelity(logits, self.logits_teacher)
         return measured
+
+    def _fingerprint(self) -> str | None:
+        """sha256 of one's own images and labels; a name says which the others are."""
+        if not is_own(self.cfg.DATASET.TYPE):
+            return None
+        sets = [data.whole or data for data in (self.train_set, self.test_set)]
+        parts = [part for data in sets for part in (data.padded, data.targets)]
+        return digest({str(number): part for number, part in enumerate(parts)})
 
     def _data_facts(self) -> dict[str, Any]:
         data, share = self.train_set, self.cfg.DATASET.HOLDOUT

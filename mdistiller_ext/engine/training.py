@@ -14,12 +14,12 @@ from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
 from ..config import load_cfg
-from ..data import facts
+from ..data import facts, identity
 from ..errors import ConfigError, RunError
 from ..files import discard_parts, load, write_atomically, writing
 from ..models import pretrained
 from ..plugins import import_modules
-from ..teacher import Weights, digest, fetch_weights, find_weights, load_weights
+from ..teacher import PRETRAINED, Weights, digest, fetch_weights, find_weights, load_weights
 from . import chain
 from .folder import default_name, earlier_state, finished_before
 from .replicas import World
@@ -199,7 +199,7 @@ def _check_teacher(cfg: CfgNode, folder: Path, record: dict[str, Any]) -> None:
     """Of a run that is finished: the teacher is the same one, if it is still there."""
     node = cfg.DISTILLER
     if record["teacher"] and not node.ASSISTANTS:
-        file = find_weights(node.TEACHER, cfg.DATASET.TYPE, checkpoint=node.TEACHER_CKPT)
+        file = find_weights(node.TEACHER, identity(cfg.DATASET), checkpoint=node.TEACHER_CKPT)
         if file:
             _same_teacher(load_weights(file), record["teacher"]["sha256"], folder)
 
@@ -224,14 +224,14 @@ def _teacher(cfg: CfgNode, shared: Shared) -> Weights:
         file = shared.world.tell(chain.assistant(cfg, shared.device) if first else None)
         network = chain.link(cfg).DISTILLER.STUDENT
         return shared.once(load_weights(file)._replace(network=network))
-    if node.TEACHER_CKPT == "pretrained":
+    if node.TEACHER_CKPT == PRETRAINED:
         state = pretrained(node.TEACHER, facts(cfg.DATASET).classes)
         return shared.once(Weights(state, Path(node.TEACHER), digest(state)))
     return shared.weights(teacher_file(cfg, shared.device, shared.world))
 
 
 def teacher_file(cfg: CfgNode, device: torch.device, world: World) -> Path:
-    wanted, file = (cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE), None
+    wanted, file = (cfg.DISTILLER.TEACHER, identity(cfg.DATASET)), None
     if world.first:
         file = find_weights(*wanted, checkpoint=cfg.DISTILLER.TEACHER_CKPT)
         if not file and cfg.DISTILLER.TEACHER_CFG:
@@ -243,7 +243,9 @@ def teacher_file(cfg: CfgNode, device: torch.device, world: World) -> Path:
 def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
     """Train the teacher and keep it, with its record, in `checkpoints/` of the working folder."""
     name, dataset = cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE
-    places = ["LOG.PREFIX", cfg.LOG.PREFIX, "DATASET.ROOT", cfg.DATASET.ROOT]
+    places = ["LOG.PREFIX", cfg.LOG.PREFIX]
+    for key in ("ROOT", "SIDE", "MEAN", "STD"):
+        places += [f"DATASET.{key}", cfg.DATASET[key]]
     where = cfg.DISTILLER.TEACHER_CFG
     try:
         teacher_cfg = load_cfg(where, places)
@@ -262,7 +264,7 @@ def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
             f"DISTILLER.TEACHER_CFG: {where} trains {trained[0]} on "
             f"{trained[1]}, expected {name} on {dataset}"
         )
-    file = Path("checkpoints", dataset, f"{name}.pth")
+    file = Path("checkpoints", identity(cfg.DATASET), f"{name}.pth")
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file.with_suffix(".lock")).acquire()

@@ -4,7 +4,6 @@ from .resnet import ARCHITECTURES, cifar_model_dict, folded
 from .zoo import (
     EXPECTED,
     build_network,
-    checked,
     feature_shapes,
     home,
     is_network,

@@ -63,7 +63,10 @@ class LogitsOnly(nn.Module):
         self.register_load_state_dict_pre_hook(_with_prefix)
 
     def forward(self, image: Tensor) -> tuple[Tensor, dict]:
-        return self.network(image), self.features
+        logits = self.network(image)
+        if not isinstance(logits, Tensor):  # as of those with further heads
+            raise ConfigError(f"in training {self.features.name} gives {_kind(logits)}, not logits")
+        return logits, self.features
 
     def get_stage_channels(self) -> list[int]:
         return self.features["stage channels"]
@@ -93,15 +96,43 @@ def is_network(name: str) -> bool:
         return False
 
 
-def build_network(name: str, num_classes: int, dataset: str = "cifar100") -> nn.Module:
+def build_network(
+    name: str, num_classes: int, side: int, dataset: str = "cifar100", key: str = "network"
+) -> nn.Module:
     """A network with random weights, whose call gives (logits (B, C), features).
 
+    It is shown two black images, for what it answers to them.
+
     Args:
+        side: of the images, in pixels.
         dataset: for the toolkit's networks, some of which are others for Tiny-ImageNet.
+        key: what names the network, for messages.
 
     Raises:
-        ConfigError: there is no such network here, or it cannot be built.
+        ConfigError: there is no such network here, it cannot be built, takes no such images, or
+            gives no finite logits of shape (B, num_classes).
     """
+    network = _built(name, num_classes, dataset)
+    answer = _answer(network, name, key, side)
+    if isinstance(answer, Tensor):
+        network = LogitsOnly(network, name)
+        answer = answer, {}
+    if not _is_pair(answer):
+        raise ConfigError(
+            f"{key}: {name} gives {_kind(answer)}, expected logits or (logits, dict of features)"
+        )
+    logits = answer[0]
+    if logits.shape != (2, num_classes) or not logits.is_floating_point():
+        raise ConfigError(
+            f"{key}: {name} gives {logits.dtype} of shape {tuple(logits.shape)} for 2 images, "
+            f"expected logits of shape (2, {num_classes})"
+        )
+    if not logits.isfinite().all():
+        raise ConfigError(f"{key}: {name} gives logits that are not finite for black images")
+    return network
+
+
+def _built(name: str, num_classes: int, dataset: str) -> nn.Module:
     if name in cifar_model_dict:
         return cifar_model_dict[name][0](num_classes=num_classes)
     try:
@@ -111,8 +142,31 @@ def build_network(name: str, num_classes: int, dataset: str = "cifar100") -> nn.
     except Exception as error:  # another library's, or the user's own
         raise ConfigError(f"network {name}: cannot be built: {brief(str(error))}") from error
     if not isinstance(network, nn.Module):
-        raise ConfigError(f"network {name}: gave a {type(network).__name__}, expected a Module")
+        raise ConfigError(f"network {name}: gave {_kind(network)}, expected a Module")
     return network
+
+
+def _answer(network: nn.Module, name: str, key: str, side: int) -> Any:
+    training = network.training
+    try:
+        with torch.no_grad():
+            return network.eval()(torch.zeros(2, 3, side, side))
+    except Exception as error:  # whatever a network does with images that it is not made for
+        reason = brief(str(error).split("\n", 1)[0])
+        raise ConfigError(f"{key}: {name} takes no images of {side} x {side}: {reason}") from error
+    finally:
+        network.train(training)
+
+
+def _is_pair(answer: Any) -> bool:
+    kinds = Tensor, Mapping
+    return isinstance(answer, tuple) and [*map(isinstance, answer, kinds)] == [True, True]
+
+
+def _kind(thing: Any) -> str:
+    if isinstance(thing, tuple):
+        return f"({', '.join(type(part).__name__ for part in thing)})"
+    return f"a {type(thing).__name__}"
 
 
 def pretrained(name: str, num_classes: int) -> dict[str, Tensor]:
@@ -148,7 +202,7 @@ def feature_shapes(name: str, num_classes: int, side: int, dataset: str) -> dict
     for a check before training says why."""
     try:
         with torch.random.fork_rng([]), torch.no_grad():
-            network = build_network(name, num_classes, dataset).eval()
+            network = build_network(name, num_classes, side, dataset).eval()
             return shapes_of(network(torch.zeros(1, 3, side, side))[1])
     except Exception:  # whatever a network does with images that it is not made for
         return {}
@@ -222,40 +276,3 @@ def _toolkit_zoos() -> tuple[dict[str, Any], dict[str, Any]]:
         return models.cifar_model_dict, models.tiny_imagenet_model_dict
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"mdistiller in {root}: its networks cannot be used: {error}") from error
-
-
-def checked(network: nn.Module, name: str, key: str, num_classes: int, side: int) -> nn.Module:
-    """The network with the contract of ours, after a look at what it answers to two images.
-
-    Args:
-        key: of the config, for messages.
-        side: of the images, in pixels.
-
-    Raises:
-        ConfigError: it takes no such images, or gives no finite logits of shape (B, num_classes).
-    """
-    training = network.training
-    try:
-        with torch.no_grad():
-            answer = network.eval()(torch.zeros(2, 3, side, side))
-    except Exception as error:  # whatever a network does with images that it is not made for
-        reason = brief(str(error).split("\n", 1)[0])
-        raise ConfigError(f"{key}: {name} takes no images of {side} x {side}: {reason}") from error
-    finally:
-        network.train(training)
-    if isinstance(answer, Tensor):
-        network = LogitsOnly(network, name)
-        answer = answer, {}
-    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], Tensor)):
-        raise ConfigError(
-            f"{key}: {name} gives a {type(answer).__name__}, expected logits or (logits, features)"
-        )
-    logits = answer[0]
-    if logits.shape != (2, num_classes) or not logits.is_floating_point():
-        raise ConfigError(
-            f"{key}: {name} gives {logits.dtype} of shape {tuple(logits.shape)} for 2 images, "
-            f"expected logits of shape (2, {num_classes})"
-        )
-    if not logits.isfinite().all():
-        raise ConfigError(f"{key}: {name} gives logits that are not finite for black images")
-    return network

@@ -12,12 +12,12 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from ..config import load_cfg
-from ..data import ImageSet, get_dataset
+from ..data import ImageSet, facts, get_dataset
 from ..distillers import METHODS
 from ..engine import teacher_weights
 from ..engine.environment import environment
 from ..files import default_cache
-from ..models import build_network, checked
+from ..models import build_network
 from ..seeding import epoch_generator
 from ..teacher import TeacherTable, load_into, load_weights
 from . import anatomy
@@ -88,15 +88,15 @@ def write(
     for name, figure in figures.items():
         if figure:
             figure.savefig(output / f"anatomy_{name}.svg", bbox_inches="tight")
-    facts = environment(torch.device("cpu"))
-    text = _text(cfg, weights.sha256, images, data.num_views, bins, rows, fits, gradients, facts)
+    session = environment(torch.device("cpu"))
+    text = _text(cfg, weights.sha256, images, data.num_views, bins, rows, fits, gradients, session)
     (output / "anatomy.md").write_text(text, encoding="utf-8")
     return output / "anatomy.md"
 
 
 def _network(cfg: CfgNode, role: str, name: str, data: ImageSet) -> nn.Module:
-    built = build_network(name, data.classes, cfg.DATASET.TYPE)
-    return checked(built, name, f"DISTILLER.{role}", data.classes, data.side).eval()
+    place = facts(cfg.DATASET).classes, data.side, cfg.DATASET.TYPE
+    return build_network(name, *place, key=f"DISTILLER.{role}").eval()
 
 
 def _views(

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..data import get_dataset
+from ..data import facts, get_dataset
 from ..engine import predict
 from ..errors import ConfigError, RunError
 from ..models import build_network
@@ -86,14 +86,14 @@ def _teacher(study: Study, records: dict[str, dict[str, Any]]) -> Figure:
     job = next((j for j in study.jobs if j.name in records and records[j.name]["teacher"]), None)
     if job is None:
         raise ConfigError("no run has one")
-    facts, cfg = records[job.name]["teacher"], job.cfg
-    weights = load_weights(Path(facts["file"]))
-    if weights.sha256 != facts["sha256"]:
+    record, cfg = records[job.name]["teacher"], job.cfg
+    weights = load_weights(Path(record["file"]))
+    if weights.sha256 != record["sha256"]:
         raise RunError(f"{weights.file}: not the one that the runs had")
-    name = cfg.DISTILLER.TEACHER
-    teacher = build_network(name, facts(cfg.DATASET).classes, cfg.DATASET.TYPE)
-    load_into(teacher, weights, name)
-    test = get_dataset(cfg.DATASET)[1]
+    _, test = get_dataset(cfg.DATASET)
+    place = facts(cfg.DATASET).classes, test.side, cfg.DATASET.TYPE
+    teacher = build_network(record["name"], *place)
+    load_into(teacher, weights, record["name"])
     test = replace(test, padded=test.padded[:IMAGES], targets=test.targets[:IMAGES])
     logits = predict(teacher, test, 250)
     sure = logits.softmax(1).amax(1).argsort(descending=True)

@@ -105,9 +105,12 @@ def _intro(study: Study, records: Records) -> list[str]:
     epochs = " and ".join(
         counted(n, "epoch") for n in sorted({c["SOLVER"]["EPOCHS"] for c in configs})
     )
+    held = {record["data"]["evaluated_on"] for record in records.values() if record.get("data")}
+    held -= {"the test set"}
     days = sorted(s["started"][:10] for s in sessions if s.get("started")) or ["unknown"]
     return [
         *([study.note] if study.note else []),
+        *(f"No test set: all accuracies are of {images}." for images in sorted(held)),
         f"{counted(len(records), 'finished run')} of {epochs} on "
         f"{' and '.join(sorted({c['DATASET']['TYPE'] for c in configs}))}; teacher: "
         f"{', '.join(teachers) or 'none'}.",

@@ -27,8 +27,8 @@ def page(runs: Mapping[str, dict[str, Any]], facts: Mapping[str, Mapping[str, st
         "The loss in training and its terms, means over the images of an epoch.": plots.by_run(
             histories, losses, steps=False
         ),
-        "Accuracy: in training on augmented images, while the weights change; on the test set "
-        "after the epoch.": plots.by_run(histories, top1, steps=False),
+        "Accuracy: in training on augmented images, while the weights change; on the test set, "
+        "or the images held out, after the epoch.": plots.by_run(histories, top1, steps=False),
         "What was constant within an epoch.": plots.by_run(histories, schedules, steps=True),
     }
     for name, epochs in histories.items():

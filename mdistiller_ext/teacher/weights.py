@@ -20,6 +20,11 @@ URL = (
 )
 IN_ARCHIVE = ("resnet32x4", "resnet56", "resnet110", "ResNet50", "wrn_40_2", "vgg13")
 TOOLKIT_FOLDER = Path("download_ckpts")
+TOOLKIT_FILES = {
+    "cifar100": "cifar_teachers/{}_vanilla/ckpt_epoch_240.pth",
+    "tiny_imagenet": "tiny_imagenet_teachers/{}_vanilla/ti_res18",
+}
+PRETRAINED = "pretrained"  # as DISTILLER.TEACHER_CKPT: what timm or torchvision have
 
 
 class Weights(NamedTuple):
@@ -39,12 +44,18 @@ def find_weights(name: str, dataset: str, checkpoint: str = "") -> Path | None:
     """The file of a network's pretrained weights, or None.
 
     Looked for in this order: `checkpoint`; `checkpoints/<dataset>/<name>.pth` in the working
-    folder and in this project; for CIFAR-100 the toolkit's `download_ckpts/` in the working
-    folder and in an installed mdistiller.
+    folder and in this project; for CIFAR-100 and Tiny-ImageNet the toolkit's `download_ckpts/` in
+    the working folder and in an installed mdistiller.
+
+    Args:
+        dataset: as `data.identity` names the images.
+        checkpoint: DISTILLER.TEACHER_CKPT; "pretrained" is in no file.
 
     Raises:
         ConfigError: `checkpoint` is named and does not exist.
     """
+    if checkpoint == PRETRAINED:
+        return None
     if checkpoint:
         if not Path(checkpoint).is_file():
             raise ConfigError(f"DISTILLER.TEACHER_CKPT: no such file: {checkpoint}")
@@ -62,7 +73,7 @@ def fetch_weights(name: str, dataset: str) -> Path:
     if dataset == "cifar100" and name in IN_ARCHIVE:
         try:
             download_folder(URL, "cifar_teachers", into=TOOLKIT_FOLDER)
-            return _toolkit_file(name)
+            return _toolkit_file(name, dataset)
         except RunError as error:
             tried.append(str(error))
     config = f"{dataset}/teacher_{name}"
@@ -139,12 +150,12 @@ def _places(name: str, dataset: str) -> Iterator[Path]:
     own = Path(dataset, f"{name}.pth")
     yield Path("checkpoints") / own
     yield CHECKPOINTS / own
-    if dataset == "cifar100":
-        yield _toolkit_file(name)
+    if dataset in TOOLKIT_FILES:
+        yield _toolkit_file(name, dataset)
         spec = importlib.util.find_spec("mdistiller")
         for package in (spec and spec.submodule_search_locations) or ():
-            yield Path(package).parent / _toolkit_file(name)
+            yield Path(package).parent / _toolkit_file(name, dataset)
 
 
-def _toolkit_file(name: str) -> Path:
-    return TOOLKIT_FOLDER / "cifar_teachers" / f"{name}_vanilla" / "ckpt_epoch_240.pth"
+def _toolkit_file(name: str, dataset: str) -> Path:
+    return TOOLKIT_FOLDER / TOOLKIT_FILES[dataset].format(name)
