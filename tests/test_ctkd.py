@@ -1,0 +1,48 @@
+"""A temperature that is learned: in the record, in what is saved, and by the optimizer's rules."""
+
+import pytest
+import torch
+from composed import composed
+from conftest import CPU, assert_same_run, signal_at, untrained_teacher
+
+from mdistiller_ext.engine import train
+from mdistiller_ext.engine.build import build_optimizer
+
+
+@pytest.fixture
+def ctkd(digits_cfg, workdir):
+    def build(*options):
+        teacher = ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
+        return digits_cfg("vanilla", "DISTILLER.TYPE", "CTKD", *teacher, *options)
+
+    return build
+
+
+def test_a_run_goes_on_with_the_temperature_that_it_had(ctkd):
+    cfg = ctkd("CTKD.EPOCHS", "1", "SOLVER.LR", "0.5")
+    record, alone = train(cfg, "alone", CPU)
+    with signal_at(2, 4):
+        train(cfg, "resumed", CPU)
+    train(cfg, "resumed", CPU, resume=True)
+    assert_same_run(alone.parent / "resumed", alone)
+    states = [
+        torch.load(alone.parent / n / "latest", weights_only=True) for n in ("alone", "resumed")
+    ]
+    thetas = [state["model"]["learned.CTKD.theta"] for state in states]
+    assert torch.equal(*thetas) and thetas[0] != 1
+    temperatures = [epoch["mean_temperature"] for epoch in record["epochs"]]
+    assert len(set(temperatures)) == 3 and all(1 < t < 21 for t in temperatures)
+
+
+@pytest.mark.parametrize("decay", [True, False])
+def test_weight_decay_is_a_choice(ctkd, decay):
+    cfg = ctkd("CTKD.DECAY", str(decay))
+    distiller = composed("KD", ["CTKD"], CTKD={"DECAY": decay})
+    distiller.student = torch.nn.Linear(2, 2)
+    optimizer = build_optimizer(cfg, distiller)
+    for parameter in distiller.get_learnable_parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = [p.detach().clone() for p in distiller.get_learnable_parameters()]
+    optimizer.step()
+    *weights, theta = map(torch.equal, before, distiller.get_learnable_parameters())
+    assert not any(weights) and theta != decay
