@@ -1,15 +1,26 @@
 """One's own images: folders and arrays, how they are normalised and augmented, a part held out."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import CPU, ROOT
 from PIL import Image
 
-from mdistiller_ext import distill, register_dataset
+from mdistiller_ext import distill, memory, register_dataset
 from mdistiller_ext.config import load_cfg
-from mdistiller_ext.data import DATASETS, Dataset, digits, facts, get_dataset, stratified
-from mdistiller_ext.engine import train
+from mdistiller_ext.data import (
+    DATASETS,
+    Dataset,
+    digits,
+    facts,
+    get_dataset,
+    identity,
+    stratified,
+)
+from mdistiller_ext.engine import default_name, train
 from mdistiller_ext.errors import ConfigError, RunError
 from mdistiller_ext.models import cifar_model_dict
 from mdistiller_ext.teacher import TeacherTable
@@ -88,6 +99,24 @@ def nothing(root):
     pass
 
 
+def sixteen_bits(root):
+    Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save(root / "train" / "dog" / "0.png")
+
+
+def cut_off(root):
+    file = root / "val" / "eel" / "0.png"
+    file.write_bytes(file.read_bytes()[:60])
+
+
+def a_bomb(root):
+    Image.new("1", (16_000, 16_000)).save(root / "train" / "cat" / "0.png")
+
+
+def a_folder_as_file(root):
+    (root / "train" / "cat" / "0.png").unlink()
+    (root / "train" / "cat" / "0.png").mkdir()
+
+
 @pytest.mark.parametrize(
     ("change", "side", "message"),
     [
@@ -98,6 +127,10 @@ def nothing(root):
         (a_strange_class, 8, "has classes that train/ has not: fox"),
         (no_image, 8, r"0\.png: no image that can be read"),
         (nothing, 0, "DATASET.SIDE: 0 is not allowed"),
+        (sixteen_bits, 8, r"0\.png: no image .*more than 8 bits a channel"),
+        (cut_off, 8, r"eel/0\.png: no image that can be read"),
+        (a_bomb, 8, r"cat/0\.png: no image .*decompression bomb"),
+        (a_folder_as_file, 8, r"cat/0\.png: no image that can be read: .*directory"),
     ],
 )
 def test_folders_that_are_refused(tmp_path, change, side, message):
@@ -240,3 +273,142 @@ def test_networks_and_tensors_from_python(workdir):
     assert record["method"]["type"] == "DKD" and record["teacher_table"] is not None
     with pytest.raises(ConfigError, match="'given' is not allowed"):
         load_cfg(ROOT / "configs/digits/kd.yaml", ["DATASET.TYPE", "given"])
+
+
+def test_a_damaged_copy_of_the_decoded_images_is_decoded_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("MDISTILLER_EXT_CACHE", str(tmp_path / "cache"))
+    node = section(TYPE="folder", ROOT=str(pictures(tmp_path / "d")), SIDE=8)
+    before = get_dataset(node)[0]
+    for file in (tmp_path / "cache" / "images").glob("*.npy"):
+        file.write_bytes(file.read_bytes()[:200])
+    assert torch.equal(get_dataset(node)[0].padded, before.padded)
+
+
+def test_images_in_every_mode_are_colours(tmp_path):
+    root = pictures(tmp_path / "d")
+    for number, mode in enumerate(["L", "1", "P", "RGBA", "LA"]):
+        Image.new(mode, (9, 9), 1).save(root / "train" / "cat" / f"mode{number}.png")
+    Image.new("CMYK", (9, 9)).save(root / "train" / "cat" / "mode.jpg")
+    train_set, _ = get_dataset(section(TYPE="folder", ROOT=str(root), SIDE=8))
+    assert len(train_set) == 18
+
+
+def test_a_folder_that_does_not_fit_is_said_before_anything_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "open", lambda file: pytest.fail("it was begun"))
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**9)
+    node = section(TYPE="folder", ROOT=str(pictures(tmp_path / "d")), SIDE=4000)
+    with pytest.raises(RunError) as error:
+        get_dataset(node)
+    size = 24 * 3 * (4000**2 + 5000**2) / 1e9
+    assert str(error.value).startswith(
+        f"24 images of 4000 x 4000, and padded: {size:.2f} GB of memory, where 1.00 GB are free: "
+    )
+
+
+def test_what_padding_and_a_holdout_take_is_said(monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**8)
+    for node, what in (
+        (section(TYPE="digits", PADDING=500), "images padded by 500 pixels: 5.48 GB of memory"),
+        (section(TYPE="digits", PADDING=80, HOLDOUT=0.1), "images padded by 80 pixels: 0.15 GB"),
+    ):
+        with pytest.raises(RunError, match=what):
+            get_dataset(node)
+
+
+def test_a_table_whose_checksums_do_not_fit_is_not_begun(digits_cfg, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**6)
+    options = ["DATASET.PADDING", "12", "SOLVER.EPOCHS", "1"]
+    options += ["DISTILLER.TEACHER_TABLE_ROOT", str(tmp_path / "tables")]
+    monkeypatch.setattr("mdistiller_ext.data.check_memory", lambda *words: None)
+    with pytest.raises(RunError, match=r"336,875 views of 539 images, whose checksums take: 0\.00"):
+        train(digits_cfg("dkd", *options, "DISTILLER.TEACHER_TABLE", "on"), "r", CPU)
+    record, _ = train(digits_cfg("dkd", *options), "s", CPU)
+    assert record["teacher_table"] is None and "it is not used" in capsys.readouterr().out
+    assert not (tmp_path / "tables").exists()
+
+
+def test_a_holdout_leaves_every_class_an_image_and_the_facts_are_exact():
+    targets = torch.tensor([0] * 10 + [1])
+    kept, held = stratified(targets, 0.9, 0)
+    assert targets[kept].tolist() == [0, 1] and len(held) == 9
+    for share in (0.03, 0.1, 0.55, 0.9):
+        node = section(TYPE="digits", HOLDOUT=share)
+        assert facts(node).images == len(get_dataset(node)[0])
+
+
+def test_other_images_under_the_same_name_are_another_run(workdir):
+    for name in ("one", "two"):
+        np.savez(f"{name}.npz", **arrays())
+    options = ["DATASET.TYPE", "arrays", "DISTILLER.STUDENT", "resnet8", "SOLVER.EPOCHS", "1"]
+    one, two = (load_cfg(None, [*options, "DATASET.ROOT", f"{n}.npz"]) for n in ("one", "two"))
+    assert identity(one.DATASET) != identity(two.DATASET)
+    names = [default_name(c, [*options, "DATASET.ROOT", c.DATASET.ROOT]) for c in (one, two)]
+    assert names[0] != names[1]
+    record, _ = train(one, "r", CPU)
+    assert len(record["environments"][0]["data"]) == 64
+    with pytest.raises(
+        ConfigError, match=r"another config: DATASET\.ROOT 'one\.npz' -> 'two\.npz'"
+    ):
+        train(two, "r", CPU, resume=True)
+    np.savez("one.npz", **arrays(train_labels=np.arange(20)[::-1] % 4))
+    other, _ = train(load_cfg(None, [*options, "DATASET.ROOT", "one.npz"]), "s", CPU)
+    assert other["environments"][0]["data"] != record["environments"][0]["data"]
+
+
+def test_a_teacher_that_is_trained_first_is_of_these_images(workdir):
+    root = pictures(workdir / "d", count=8, side=8)
+    place = ["DATASET.TYPE", "folder", "DATASET.ROOT", str(root), "DATASET.SIDE", "8"]
+    tree = {"DATASET": {"TYPE": "folder"}, "DISTILLER": {"STUDENT": "resnet8"}}
+    tree["SOLVER"] = {"EPOCHS": 1, "LR_DECAY_STAGES": []}
+    (workdir / "teacher.yaml").write_text(yaml.safe_dump({**tree, "DATASET": {"TYPE": "digits"}}))
+    options = [*place, "DISTILLER.TYPE", "DKD", "DISTILLER.TEACHER", "resnet8"]
+    options += ["DISTILLER.STUDENT", "resnet8", "SOLVER.EPOCHS", "1"]
+    (workdir / "teacher.yaml").write_text(
+        yaml.safe_dump({**tree, "DATASET": {"TYPE": "folder", "ROOT": str(root), "SIDE": 8}})
+    )
+    cfg = load_cfg(None, [*options, "DISTILLER.TEACHER_CFG", "teacher.yaml"])
+    record, _ = train(cfg, "r", CPU)
+    file = Path("checkpoints", identity(cfg.DATASET), "resnet8.pth")
+    assert record["teacher"]["file"] == str(file) and file.exists()
+    assert identity(cfg.DATASET).startswith("folder_")
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        (lambda s: None, "gives a NoneType, expected .train, test., each an ImageSet"),
+        (lambda s: digits.load()[0], "gives a ImageSet, expected"),
+        (lambda s: (1, 2), "gives a tuple, expected"),
+        (lambda s: [d.subset(torch.arange(0)) for d in digits.load()], "has 0 training and 0 test"),
+        (lambda s: (digits.load()[0], digits.load()[1].changed(padding=0)), None),
+    ],
+)
+def test_a_registered_data_set_that_is_none(load, message):
+    register_dataset("mine")(load)
+    try:
+        if message is None:
+            assert get_dataset(section(TYPE="mine"))
+            return
+        with pytest.raises(ConfigError, match=f"DATASET.TYPE mine: {message}") as error:
+            load_cfg(None, ["DATASET.TYPE", "mine"])
+        assert "\n" not in str(error.value)
+    finally:
+        del DATASETS["mine"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": torch.zeros(64, 3, 8, 8)}, "train_images is torch.float32, expected uint8"),
+        ({"images": np.zeros((64, 3, 8, 8), np.uint8)}, "train_images is a ndarray, expected a t"),
+        ({"images": torch.zeros(64, 1, 8, 8, dtype=torch.uint8)}, r"has shape \(64, 1, 8, 8\)"),
+        ({"labels": torch.zeros(63, dtype=torch.int64)}, r"train_labels has shape \(63,\)"),
+        ({"labels": torch.arange(64) - 1}, "has labels below 0"),
+        ({"labels": torch.zeros(64, dtype=torch.int64)}, "has training images of one class"),
+    ],
+)
+def test_tensors_from_python_that_are_refused(workdir, changes, message):
+    split = {"images": torch.zeros(64, 3, 8, 8, dtype=torch.uint8), "labels": torch.arange(64) % 4}
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
+    with pytest.raises(ConfigError, match=message):
+        distill(network, network, tuple((split | changes).values()), tuple(split.values()))

@@ -50,14 +50,12 @@ def distill(
     Raises:
         ConfigError, RunError, Stopped: as `train`.
     """
-    start, frozen = copy.deepcopy(student), copy.deepcopy(teacher)
-    weights = Weights(
-        frozen.state_dict(), Path(type(teacher).__name__), digest(frozen.state_dict())
-    )
+    state = copy.deepcopy(teacher.state_dict())
+    weights = Weights(state, Path(type(teacher).__name__), digest(state))
     given = {"DATASET.TYPE": DATA, "DISTILLER.TYPE": method, "DISTILLER.STUDENT": STUDENT}
     given |= {"DISTILLER.TEACHER": TEACHER}
     splits = as_split(*train_images, "train"), as_split(*test_images, "test")
-    with _named(start, frozen, *splits):
+    with _named(student, teacher, *splits):
         words = [word for pair in given.items() for word in pair]
         cfg = load_cfg(None, [*words, *options])
         on = device if isinstance(device, torch.device) else pick_device(device)
@@ -71,7 +69,8 @@ def _named(student: nn.Module, teacher: nn.Module, *splits: Split) -> Iterator[N
     """What a config names it by, for the time of a run."""
     sets = train, _ = as_sets(*splits)
     known = torch.bincount(train.targets.clamp_min(0)).tolist(), train.side
-    OWN[STUDENT], OWN[TEACHER] = lambda num_classes: student, lambda num_classes: teacher
+    OWN[STUDENT] = lambda num_classes: copy.deepcopy(student)
+    OWN[TEACHER] = lambda num_classes: copy.deepcopy(teacher)
     DATASETS[DATA] = Source(lambda settings: sets, lambda settings: known)
     try:
         yield

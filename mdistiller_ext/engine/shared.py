@@ -8,7 +8,9 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..data import Dataset, ImageSet, get_dataset
+from ..data.arrays import SMALLER
 from ..distillers import Distiller
+from ..memory import check_memory
 from ..teacher import TeacherTable, Weights, load_weights
 from .build import build_table
 from .replicas import World
@@ -37,6 +39,10 @@ class Shared:
         key = repr(Dataset.read(cfg.DATASET))
         if key not in self.sets:
             train_set, test_set = get_dataset(cfg.DATASET)
+            if self.device.type == "cuda":
+                parts = [train_set, test_set, *([train_set.whole] if train_set.whole else [])]
+                size = sum(part.padded.nbytes for part in parts)
+                check_memory(size, "the padded images", SMALLER, self.device)
             self.sets[key] = train_set.to(self.device), test_set.to(self.device)
         return self.sets[key]
 

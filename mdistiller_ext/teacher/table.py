@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..data import ImageSet
 from ..errors import RunError
 from ..files import read, write_atomically
+from ..memory import check_memory
 from ..models import folded
 
 FORMAT = 1
@@ -92,6 +93,14 @@ class TeacherTable:
             _File(self.folder / "logits", self.rows, np.dtype(DTYPES[dtype]), classes),
             _File(self.folder / "sums", self.rows, np.dtype(np.uint32), 1),
         ]
+        try:
+            check_memory(
+                self._files[1].nbytes,
+                f"teacher table: {self.rows:,} views of {len(data):,} images, whose checksums take",
+                "take a smaller DATASET.PADDING, or DISTILLER.TEACHER_TABLE off",
+            )
+        except RunError as error:
+            raise Unwritable(str(error)) from error
         try:
             self._create(text.encode())
             writable = [file.open() for file in self._files]
