@@ -11,9 +11,11 @@ import torch
 import yaml
 from conftest import CPU, ROOT, untrained_teacher
 
+from mdistiller_ext.distillers import RECIPES
 from mdistiller_ext.engine.folder import plain
 from mdistiller_ext.engine.record import summary, write_record
 from mdistiller_ext.errors import ConfigError, RunError
+from mdistiller_ext.losses import LOSSES
 from mdistiller_ext.study import launch
 from mdistiller_ext.study.analysis import analyse
 from mdistiller_ext.study.launch import processes, progress, run_jobs
@@ -103,6 +105,23 @@ def test_the_paper_table_is_the_papers(tmp_path):
     assert jobs["resnet8", "LP 0/20/30/40"].DKD_LP.RATIOS == [0.0, 0.2, 0.3, 0.4]
     assert {cfg.SOLVER.EPOCHS for cfg in jobs.values()} == {80}
     assert sum(map(len, study.claims.values())) == 6
+
+
+def test_each_peer_is_with_each_technique_that_it_allows(tmp_path):
+    study = read_study(ROOT / "studies" / "peers.yaml", tmp_path)
+    nodes = {job.arm: job.cfg.LOGIT for job in study.jobs if job.arm != study.alone}
+    general, peers = RECIPES["LOGIT"], [arm for arm in nodes if "+" not in arm]
+    assert {nodes[arm].LOSS for arm in peers} == set(LOSSES)
+    for arm in peers:
+        for technique in ("EAT", "DAT", "LP"):
+            node = nodes[arm].clone()
+            node.defrost()
+            node.POLICIES = [*node.POLICIES, technique]
+            if general.read(node).conflict:
+                assert f"{arm} + {technique}" not in nodes
+            else:
+                node.freeze()
+                assert nodes[f"{arm} + {technique}"] == node
 
 
 def test_runs_go_seed_by_seed_and_arms_with_seeds_of_their_own_after_those_before(study):
