@@ -19,15 +19,15 @@ def folders():
 
 
 def test_a_chain_is_the_same_as_its_links_by_hand(digits_cfg):
-    teachers = ["DISTILLER.ASSISTANTS", "['resnet14', 'resnet8x4']"]
+    teachers = ["DISTILLER.ASSISTANTS", "['resnet14', 'resnet8']"]
     cfg = digits_cfg("kd", *teachers, *SHORT)
     record, folder = train(cfg, "chain", CPU)
-    assert [one["student"] for one in record["chain"]] == ["resnet14", "resnet8x4"]
+    assert [one["student"] for one in record["chain"]] == ["resnet14", "resnet8"]
     assert [one["epochs"] for one in record["chain"]] == [1, 1]
-    assert len(folders()) == 3 and record["teacher"]["name"] == "resnet8x4"
+    assert len(folders()) == 3 and record["teacher"]["name"] == "resnet8"
     teacher = cfg.DISTILLER.TEACHER_CKPT
     for number, (network, student) in enumerate(
-        [("resnet20", "resnet14"), ("resnet14", "resnet8x4"), ("resnet8x4", "resnet8")]
+        [("resnet20", "resnet14"), ("resnet14", "resnet8"), ("resnet8", "resnet8")]
     ):
         words = ["DISTILLER.TEACHER", network, "DISTILLER.STUDENT", student]
         words += ["DISTILLER.TEACHER_CKPT", str(teacher)]
@@ -42,7 +42,7 @@ def test_chains_share_what_they_begin_with(digits_cfg, capsys):
     first = digits_cfg("kd", "DISTILLER.ASSISTANTS", "['resnet14']", *SHORT)
     train(first, "one", CPU)
     before = folders()
-    longer = digits_cfg("kd", "DISTILLER.ASSISTANTS", "['resnet14', 'resnet8x4']", *SHORT)
+    longer = digits_cfg("kd", "DISTILLER.ASSISTANTS", "['resnet14', 'resnet8']", *SHORT)
     train(longer, "two", CPU)
     assert len(folders()) == len(before) + 2
     assert f"{chain.name(chain.link(first))}: finished already" in capsys.readouterr().out

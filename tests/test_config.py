@@ -72,7 +72,7 @@ def test_all_faults_at_once(load):
         ("NONE", "SOLVER.AMP", "fp8", "one of none, bf16"),
         ("NONE", "SOLVER.TRAINER", "dot", "one of base"),
         ("NONE", "SOLVER.LR_DECAY_STAGES", "[10, 'x']", "a list of at least 0, each a number"),
-        ("NONE", "DATASET.TYPE", "imagenet", "one of cifar100, digits"),
+        ("NONE", "DATASET.TYPE", "imagenet", "one of cifar100, cifar10"),
         ("NONE", "DISTILLER.STUDENT", "vgg8", "one of resnet8, resnet14"),
         ("DKD", "DISTILLER.TEACHER", "ResNet50", "one of resnet8, resnet14"),
         ("DKDX", "DISTILLER.TYPE", "DKDX", "one of NONE, KD, DKD"),

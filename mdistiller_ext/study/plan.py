@@ -12,7 +12,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from ..config import SHARED, acts, as_pairs, load_cfg
+from ..config import SHARED, acts, as_pairs, load_cfg, rule_of
 from ..errors import ConfigError, bare, brief
 from ..inert import effect, inert
 from ..packaged import beside
@@ -107,6 +107,7 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
         raise ConfigError("\n".join(f"{file}: {fault}" for fault in faults))
     common = dict(leaves(tree.get("options", {}))) | as_pairs(options)
     jobs, wrong = [], [f"{file}: {fault}" for fault in _reserved(tree, common)]
+    alike: dict[tuple[str, str], CfgNode] = {}  # reading a config takes its time
     for student, arm, seed in _in_order(tree):
         node = tree["arms"][arm]
         name = slug(f"{student},{arm},seed{seed}")
@@ -115,7 +116,10 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
         settings = dict(leaves(node.get("options", {}))) | own
         cfg_file = beside(file, tree["students"][student]) / node["cfg"]
         try:
-            cfg = load_cfg(cfg_file, [*chain.from_iterable(settings.items())], common)
+            cfg = alike.get((student, arm))
+            if cfg is None or not rule_of("SOLVER.SEED")[0](seed):
+                cfg = load_cfg(cfg_file, [*chain.from_iterable(settings.items())], common)
+            cfg = alike[student, arm] = _seeded(cfg, seed, name)
         except ConfigError as error:
             wrong += [f"{file}: {arm}: {line}" for line in str(error).splitlines()]
             continue
@@ -144,6 +148,15 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
         output / slug(tree["name"]),
         hashlib.sha256(file.read_bytes()).hexdigest(),
     )
+
+
+def _seeded(cfg: CfgNode, seed: int, name: str) -> CfgNode:
+    """The config of another seed's run of the same arm."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.SEED, cfg.EXPERIMENT.NAME = seed, name
+    cfg.freeze()
+    return cfg
 
 
 def _in_order(tree: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
