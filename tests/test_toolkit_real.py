@@ -24,7 +24,7 @@ from mdistiller_ext.teacher import TeacherTable
 from mdistiller_ext.toolkit.compat import mend
 from mdistiller_ext.toolkit.export import METHODS
 
-OURS = ["DKD_EAT", "DKD_DAT", "DKD_LP", "DKD_EAT_DAT_LP"]
+OURS = ["DKD_EAT", "DKD_DAT", "DKD_LP", "DKD_EAT_DAT_LP", "LOGIT"]
 # What the toolkit itself does on a recent PyTorch, Python or Pillow.
 pytestmark = pytest.mark.filterwarnings("default")
 
