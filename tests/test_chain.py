@@ -38,6 +38,7 @@ def test_a_chain_is_the_same_as_its_links_by_hand(digits_cfg):
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
+@pytest.mark.slow
 def test_chains_share_what_they_begin_with(digits_cfg, capsys):
     first = digits_cfg("kd", "DISTILLER.ASSISTANTS", "['resnet14']", *SHORT)
     train(first, "one", CPU)

@@ -86,6 +86,7 @@ def is_free(job):
         return False
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_costs_its_unfinished_runs_only(cluster, workdir):
     second = cluster.add_node(num_cpus=1)
     teacher = ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]

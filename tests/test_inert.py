@@ -176,7 +176,7 @@ def test_runs_that_are_not_the_same_are_not():
         assert [other for other, found in enumerate(effects) if found == one] == [number]
 
 
-@pytest.mark.parametrize(("one", "other"), [ALIKE[0], ALIKE[1], ALIKE[3], ALIKE[5]])
+@pytest.mark.parametrize(("one", "other"), [ALIKE[0], ALIKE[5]])
 def test_and_they_are_the_same_in_truth(workdir, one, other):
     """To the bit."""
     more = ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]

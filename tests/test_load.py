@@ -44,6 +44,7 @@ def test_runs_at_once_are_the_runs_alone(workdir):
     assert load.crowd(4, workdir) == []
 
 
+@pytest.mark.slow
 def test_a_long_run_does_not_hold_more_and_more(workdir, each_epoch):
     """What comes once, as a cache, is no leak."""
     kept = []
@@ -52,6 +53,7 @@ def test_a_long_run_does_not_hold_more_and_more(workdir, each_epoch):
     assert len(kept) == 1000
 
 
+@pytest.mark.slow
 def test_a_leak_is_seen(workdir, each_epoch):
     kept = []
     each_epoch(lambda n: kept.extend([torch.zeros(1), [[]], [[]], bytes(4000)]))

@@ -172,6 +172,7 @@ def test_resume_of_a_finished_run_changes_nothing(digits_cfg):
     assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_many_runs_at_once_are_the_runs_alone(digits_cfg, workdir, monkeypatch):
     """Each with its own record; one that fails and one that is finished stop no other."""
     jobs = [
@@ -432,6 +433,7 @@ def test_bf16_trains_with_losses_in_float32(digits_cfg):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+@pytest.mark.slow
 def test_a_compiled_student_trains_alike(digits_cfg):
     options = ["SOLVER.EPOCHS", "1", "SOLVER.LR", "0.0001"]
     plain, _ = train(digits_cfg("dkd_lp", *options), "plain", CPU)
