@@ -1,6 +1,6 @@
 """Every loss with up to three policies: it trains, or is refused with a reason.
 
-In every mode; three policies by default in their usual one, and -m slow has them all (7,000).
+In every mode; three policies in their usual one, or all (7,000); both are slow.
 """
 
 import re
@@ -53,7 +53,7 @@ def train(composed: Composition) -> None:
                 parameter -= 0.1 * gradient
 
 
-@pytest.mark.parametrize("complete", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("complete", [pytest.param(flag, marks=pytest.mark.slow) for flag in (False, True)])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_composition_trains_or_is_refused(loss, complete):
     outcomes = {"trained": 0, "refused": 0}
