@@ -53,7 +53,9 @@ def train(composed: Composition) -> None:
                 parameter -= 0.1 * gradient
 
 
-@pytest.mark.parametrize("complete", [pytest.param(flag, marks=pytest.mark.slow) for flag in (False, True)])
+@pytest.mark.parametrize(
+    "complete", [pytest.param(flag, marks=pytest.mark.slow) for flag in (False, True)]
+)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_composition_trains_or_is_refused(loss, complete):
     outcomes = {"trained": 0, "refused": 0}
