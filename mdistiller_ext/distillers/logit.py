@@ -88,8 +88,8 @@ class Logit(Distiller):
 
     def value(self, pair: Pair) -> Tensor:
         """The distillation loss of each sample, (B,), with its factor and weights."""
-        value = self.loss(pair)
-        value = self.loss.factor(pair, self.weights.T) * value
+        loss = self.loss(pair)
+        value = self.loss.factor(pair, self.weights.T) * loss
         return value if pair.weight is None else pair.weight * value
 
     def forward_train(
@@ -98,9 +98,8 @@ class Logit(Distiller):
         logits, teacher = self.logits(image, context)
         with torch.autocast(image.device.type, enabled=False):
             pair = self.pair(logits, teacher, target, context)
-            loss_kd = self.value(
-                pair
-            )  # before the cross-entropy: gradients are added in this order
+            # Before the cross-entropy: gradients are added in this order.
+            loss_kd = self.value(pair)
         self.monitor = pair.seen | self.loss.seen(pair)
         if pair.weight is not None:
             self.monitor["mean_kd_weight"] = pair.weight.sum()

@@ -4,7 +4,6 @@ student, each link a run of its own, whose last epoch's weights teach the next."
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from ..config import load_cfg
 from ..errors import ConfigError
 from ..inert import effect
 from .folder import plain
+from .record import read_record
 
 # What every link has from the config at the end of the chain.
 SHARED = ("DATASET", "LOG", "EXPERIMENT")
@@ -30,20 +30,20 @@ def link(cfg: CfgNode) -> CfgNode:
     Raises:
         ConfigError: a file does not fit.
     """
+    cfg = cfg.clone()
+    cfg.defrost()
     *before, last = cfg.DISTILLER.ASSISTANTS
     if last.endswith((".yaml", ".yml")):
         own = load_cfg(last)
         if own.DISTILLER.ASSISTANTS or own.DISTILLER.TYPE == "NONE":
             raise ConfigError(f"DISTILLER.ASSISTANTS: {last}: expected one link, with a teacher")
         own.defrost()
-        own.update({section: cfg[section].clone() for section in SHARED})
+        own.update({section: cfg[section] for section in SHARED})
         own.DISTILLER.update({key: cfg.DISTILLER[key] for key in TEACHER})
         own.SOLVER.SEED = cfg.SOLVER.SEED
     else:
-        own = cfg.clone()
-        own.defrost()
+        own = cfg
         own.DISTILLER.STUDENT = last
-    own.defrost()
     own.DISTILLER.ASSISTANTS = before
     own.EXPERIMENT.NAME = name(own)
     own.freeze()
@@ -53,7 +53,7 @@ def link(cfg: CfgNode) -> CfgNode:
 def name(cfg: CfgNode) -> str:
     """Of a link's folder: equal for links that are the same run, which chains then share."""
     node = cfg.DISTILLER
-    content = json.dumps([effect(cfg), node.TEACHER_CKPT, node.ASSISTANTS], sort_keys=True)
+    content = json.dumps(effect(cfg), sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     student = node.STUDENT.replace(":", "_").replace("/", "_")
     return f"assistant,{student},{node.TYPE},{digest},seed{cfg.SOLVER.SEED}"
@@ -77,7 +77,7 @@ def facts(cfg: CfgNode) -> list[dict[str, Any]]:
         return []
     own = link(cfg)
     folder = Path(own.LOG.PREFIX, own.EXPERIMENT.PROJECT, own.EXPERIMENT.NAME)
-    record: Mapping[str, Any] = json.loads((folder / "record.json").read_text())
+    record = read_record(folder / "record.json")
     return [
         *record["chain"],
         {

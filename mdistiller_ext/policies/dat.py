@@ -51,7 +51,7 @@ class DAT(Policy):
         order = divergence if self.GROUPS == "hardest" else context.uniform(divergence)
         whole, own = context.whole(order)
         by = sample_temperature(whole, 1.0, self.RANGE, self.FRACTION)[own]
-        raised, lowered = (by > 1, by < 1) if self.RANGE > 0 else (by < 1, by > 1)
+        raised, lowered = by > 1, by < 1
         seen = {
             "dat_raised": raised.sum(),
             "dat_lowered": lowered.sum(),

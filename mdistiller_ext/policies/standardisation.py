@@ -28,15 +28,9 @@ class LS(Policy):
         return "statistic"
 
     def __call__(self, pair: Pair, context: Context) -> Pair:
-        student, of_student = _centred(pair.student, pair.pruned)
-        teacher, of_teacher = _centred(pair.teacher, pair.pruned)
-        return replace(
-            pair,
-            student=student,
-            teacher=teacher,
-            tau_s=pair.tau_s * (of_student + 1e-7),
-            tau_t=pair.tau_t * (of_teacher + 1e-7),
-        )
+        pair, of_student, of_teacher = _centred(pair)
+        tau_s, tau_t = pair.tau_s * (of_student + 1e-7), pair.tau_t * (of_teacher + 1e-7)
+        return replace(pair, tau_s=tau_s, tau_t=tau_t)
 
 
 @dataclass(frozen=True)
@@ -60,23 +54,23 @@ class NORM(Policy):
         return True
 
     def __call__(self, pair: Pair, context: Context) -> Pair:
-        student, of_student = _centred(pair.student, pair.pruned)
-        teacher, of_teacher = _centred(pair.teacher, pair.pruned)
-        return replace(
-            pair,
-            student=student,
-            teacher=teacher,
-            tau_s=pair.tau_s * _not_zero(of_student),
-            tau_t=pair.tau_t * _not_zero(of_teacher),
-            tau=pair.tau * of_teacher,
-        )
+        pair, of_student, of_teacher = _centred(pair)
+        tau_s, tau_t = pair.tau_s * _not_zero(of_student), pair.tau_t * _not_zero(of_teacher)
+        return replace(pair, tau_s=tau_s, tau_t=tau_t, tau=pair.tau * of_teacher)
 
 
-def _centred(logits: Tensor, pruned: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(logits minus their mean (B, C), standard deviation (B,)), over what is kept.
+def _centred(pair: Pair) -> tuple[Pair, Tensor, Tensor]:
+    """With logits less their mean, and the standard deviations of both, (B,), over what is kept.
 
     Centred, because differences that are small beside a row are divided by something small.
     """
+    student, of_student = _moments(pair.student, pair.pruned)
+    teacher, of_teacher = _moments(pair.teacher, pair.pruned)
+    return replace(pair, student=student, teacher=teacher), of_student, of_teacher
+
+
+def _moments(logits: Tensor, pruned: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(logits minus their mean (B, C), standard deviation (B,))."""
     kept = torch.ones_like(logits) if pruned is None else (~pruned).to(logits)
     count = kept.sum(dim=1)
     # From one of them, so that equal ones have a mean that is exactly theirs.

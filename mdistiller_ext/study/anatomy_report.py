@@ -1,6 +1,6 @@
 """The measurements of `anatomy` on a teacher's table and a run's students, as text and pictures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from ..config import load_cfg
 from ..data import ImageSet, facts, get_dataset
 from ..distillers import METHODS
 from ..engine import teacher_weights
@@ -47,7 +46,8 @@ def write(
         data,
         cfg.DISTILLER.TEACHER_TABLE_DTYPE,
     )
-    views = _views(table, chosen, data.num_views, cfg.DISTILLER.TEACHER)
+    every = torch.arange(data.num_views)
+    views = _views(table.logits, chosen, every, cfg.DISTILLER.TEACHER)
     target = data.targets[chosen]
     answers_of = {epoch: _view(epoch, len(chosen), data.num_views) for epoch, _ in students}
     answered = {e: views[torch.arange(len(chosen)), view] for e, view in answers_of.items()}
@@ -64,7 +64,8 @@ def write(
         name, file = second
         other = _network(cfg, "TEACHER", name, data)
         load_into(other, load_weights(file), name)
-        theirs = _views(None, chosen, data.num_views, name, other, data, SOME)
+        some = torch.randperm(data.num_views, generator=epoch_generator(0, 1))[:SOME]
+        theirs = _views(lambda i, view: other(data.batch(i, view).image)[0], chosen, some, name)
         rows[f"a view with a view of {name}"] = anatomy.agreement(
             views[:, :2], theirs[:, :1], target, RATIO
         )
@@ -100,29 +101,14 @@ def _network(cfg: CfgNode, role: str, name: str, data: ImageSet) -> nn.Module:
 
 
 def _views(
-    table: TeacherTable | None,
-    chosen: Tensor,
-    views: int,
-    name: str,
-    network: nn.Module | None = None,
-    data: ImageSet | None = None,
-    some: int = 0,
+    answers: Callable[[Tensor, Tensor], Tensor], chosen: Tensor, views: Tensor, name: str
 ) -> Tensor:
-    """A teacher's logits (N, V, C) of every view, or of `some` of them."""
-    keys = torch.arange(views)
-    if some:
-        keys = torch.randperm(views, generator=epoch_generator(0, 1))[:some]
+    """A teacher's logits (N, V, C) of views of images."""
     parts = []
     with torch.inference_mode(), tqdm(total=len(chosen), desc=name, leave=False) as bar:
         for part in chosen.split(16):
-            index = part.repeat_interleave(len(keys))
-            view = keys.repeat(len(part))
-            if table:
-                logits = table.logits(index, view)
-            else:
-                assert network is not None and data is not None
-                logits = network(data.batch(index, view).image)[0]
-            parts.append(logits.view(len(part), len(keys), -1).clone())
+            logits = answers(part.repeat_interleave(len(views)), views.repeat(len(part)))
+            parts.append(logits.view(len(part), len(views), -1).clone())
             bar.update(len(part))
     return torch.cat(parts)
 
@@ -143,24 +129,11 @@ def _student(cfg: CfgNode, file: Path, data: ImageSet, chosen: Tensor, epoch: in
 
 
 def _method(cfg: CfgNode, name: str) -> Any:
-    """A method at its own defaults, in a run as long as the config's."""
-    own = load_cfg(
-        None,
-        [
-            "DISTILLER.TYPE",
-            name,
-            "SOLVER.EPOCHS",
-            cfg.SOLVER.EPOCHS,
-            "DISTILLER.TEACHER",
-            "resnet8",
-            f"{name}.T",
-            cfg.DKD.T,
-            f"{name}.BETA",
-            cfg.DKD.BETA,
-            f"{name}.ALPHA",
-            cfg.DKD.ALPHA,
-        ],
-    )
+    """A method at its own settings; T, ALPHA, BETA and the run's length are those of DKD."""
+    own = cfg.clone()
+    own.defrost()
+    own.DISTILLER.TYPE = name
+    own[name].update({key: cfg.DKD[key] for key in ("T", "ALPHA", "BETA")})
     return METHODS[name](nn.Identity(), nn.Identity(), own)
 
 

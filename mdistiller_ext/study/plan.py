@@ -108,6 +108,7 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
     common = dict(leaves(tree.get("options", {}))) | as_pairs(options)
     jobs, wrong = [], [f"{file}: {fault}" for fault in _reserved(tree, common)]
     alike: dict[tuple[str, str], CfgNode] = {}  # reading a config takes its time
+    is_seed = rule_of("SOLVER.SEED")[0]
     for student, arm, seed in _in_order(tree):
         node = tree["arms"][arm]
         name = slug(f"{student},{arm},seed{seed}")
@@ -117,7 +118,7 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
         cfg_file = beside(file, tree["students"][student]) / node["cfg"]
         try:
             cfg = alike.get((student, arm))
-            if cfg is None or not rule_of("SOLVER.SEED")[0](seed):
+            if cfg is None or not is_seed(seed):
                 cfg = load_cfg(cfg_file, [*chain.from_iterable(settings.items())], common)
             cfg = alike[student, arm] = _seeded(cfg, seed, name)
         except ConfigError as error:
