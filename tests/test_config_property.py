@@ -26,10 +26,13 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from mdistiller_ext import cifar_model_dict, engine, get_cfg
-from mdistiller_ext.config import load_cfg
+from mdistiller_ext.config import load_cfg, rule_of
 from mdistiller_ext.data import ImageSet, digits
+from mdistiller_ext.distillers import RECIPES
 from mdistiller_ext.engine import run, shared, trainer, training
 from mdistiller_ext.errors import ConfigError, bare
+from mdistiller_ext.losses import LOSSES
+from mdistiller_ext.policies import POLICIES
 from mdistiller_ext.settings import leaves
 from mdistiller_ext.study.plan import read_study
 from mdistiller_ext.toolkit.locate import import_toolkit
@@ -45,8 +48,21 @@ many = settings(
 # What the toolkit itself does on a recent PyTorch.
 pytestmark = pytest.mark.filterwarnings("default")
 
-METHODS = ["NONE", "KD", "DKD", "DKD_EAT", "DKD_DAT", "DKD_LP", "DKD_EAT_DAT_LP", "AT", "CRD"]
-METHODS += ["FITNET", "KDSVD", "NST", "OFD", "PKT", "REVIEWKD", "RKD", "SP", "VID"]
+METHODS = [
+    "NONE",
+    "AT",
+    "CRD",
+    "FITNET",
+    "KDSVD",
+    "NST",
+    "OFD",
+    "PKT",
+    "REVIEWKD",
+    "RKD",
+    "SP",
+    "VID",
+]
+METHODS += [*RECIPES, *["LOGIT"] * len(RECIPES)]
 FIT = {  # for methods whose defaults fit other networks or images
     "CRD": {"CRD.FEAT.STUDENT_DIM": 64, "CRD.FEAT.TEACHER_DIM": 64, "CRD.NCE.K": 32},
     "REVIEWKD": {
@@ -69,8 +85,6 @@ NAMES = {
     "SOLVER.TYPE": ["SGD"],
     "SOLVER.AMP": ["none", "bf16"],
     "SOLVER.COMPILE": [False],  # it takes seconds
-    "DKD_DAT.GROUPS": ["hardest", "random"],
-    "DKD_LP.CLASSES": ["lowest", "random"],
     "CRD.MODE": ["exact", "relax"],
 }
 NASTY = ["", ".", "..", "../x", "a/b", "a\\b", "a\nb", "a\0b", "\u2028", "\ud800", "x" * 300]
@@ -120,7 +134,8 @@ def plausible(key: str) -> st.SearchStrategy:
     if isinstance(default, float):
         return st.sampled_from([default, default / 2, 0.0, 0.1, 0.5, 1.0])
     if isinstance(default, str):
-        return st.sampled_from([default, "b", "5"])
+        choices = rule_of(key)[1].partition("one of ")[2]
+        return st.sampled_from(choices.split(", ") if choices else [default, "b", "5"])
     return st.sampled_from([default, [1, 2], [0, 0.5, 0.8]])
 
 
@@ -138,7 +153,13 @@ def configs(draw) -> dict:
     values = {"DISTILLER.TYPE": method, **FIT.get(method, {})}
     for key in ("DATASET.TYPE", "DISTILLER.TEACHER", "DISTILLER.STUDENT"):
         values[key] = draw(st.sampled_from(NAMES[key]))
-    keys = [key for key in known() if key.split(".")[0] in (method, "DISTILLER", "SOLVER")]
+    sections = {method, "DISTILLER", "DATASET", "SOLVER"}
+    if method == "LOGIT":
+        loss = values["LOGIT.LOSS"] = draw(st.sampled_from(sorted(LOSSES)))
+        chosen = st.lists(st.sampled_from(sorted(POLICIES)), max_size=3, unique=True)
+        policies = values["LOGIT.POLICIES"] = draw(chosen)
+        sections = sections - {"LOGIT"} | {f"LOGIT.{name}" for name in (loss, *policies)}
+    keys = [key for key in known() if key.rpartition(".")[0] in sections]
     for _ in range(draw(st.integers(0, 5))):
         key = draw(st.sampled_from(keys) | st.sampled_from([*known()]))
         fault = draw(st.sampled_from([None] * 8 + ["value", "value", "spelling", "section"]))
