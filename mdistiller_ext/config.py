@@ -187,7 +187,8 @@ def load_cfg(
 
     Args:
         shared: what several configs are given, between the file and the options. Keys of methods
-            that are not this config's are passed over; in the file or the options they are faults.
+            and of parts of methods that are not this config's are passed over; in the file or the
+            options they are faults.
 
     Raises:
         ConfigError: all faults at once, one a line.
@@ -205,11 +206,12 @@ def load_cfg(
     import_modules(modules if type(modules) is list and MODULES[0](modules) else [])
     cfg = get_cfg()
     method = _text("TYPE", {**dict(pairs), **shared, **over}, cfg)
-    values = dict(pairs) | {k: v for k, v in shared.items() if acts(k, method)} | over
+    own = dict(pairs) | over
+    values = dict(pairs) | {k: v for k, v in shared.items() if _is_of(k, method)} | over
     faults |= _add_toolkit_node(values, cfg)
     faults = check(cfg, faults | _merge(values, cfg))
     if "DISTILLER.TYPE" not in faults:
-        faults |= _unused(values, cfg)
+        faults |= _unused(own, cfg)
     if faults:
         raise ConfigError("\n".join(faults.values()))
     for section, key in HOMES:
@@ -239,9 +241,22 @@ def as_pairs(options: Sequence[Any]) -> dict[str, Any]:
     return {str(key): value for key, value in zip(options[::2], options[1::2], strict=True)}
 
 
-def acts(key: str, method: str) -> bool:
-    """Whether a key is one of the shared sections or of this method's node."""
+def acts(key: str, cfg: CN) -> bool:
+    """Whether a key is one of the shared sections or of the method, of parts that it is made of."""
+    return _is_of(key, cfg.DISTILLER.TYPE) and key not in _idle(cfg)
+
+
+def _is_of(key: str, method: str) -> bool:
     return key.split(".")[0] in SHARED or key.split(".")[0] == method
+
+
+def _idle(cfg: CN) -> set[str]:
+    """The method's keys of parts that it could be made of and is not."""
+    method = cfg.DISTILLER.TYPE
+    if source(cfg.DISTILLER) != "ext" or method not in RECIPES:
+        return set()
+    recipe = RECIPES[method]
+    return {f"{method}.{place}" for place in recipe.layout.keys() - recipe.acting(cfg[method])}
 
 
 def shown(cfg: CN) -> CN:
@@ -330,16 +345,12 @@ def _text(key: str, values: Mapping[str, Any], cfg: CN) -> str:
 
 def _unused(keys: Iterable[str], cfg: CN) -> dict[str, str]:
     """The keys of methods that do not run: key -> a line that names what does instead."""
-    method, known = cfg.DISTILLER.TYPE, dict(leaves(cfg))
-    idle = set()
-    if source(cfg.DISTILLER) == "ext" and method in RECIPES:
-        recipe = RECIPES[method]
-        idle = {f"{method}.{place}" for place in recipe.layout.keys() - recipe.acting(cfg[method])}
+    method, known, idle = cfg.DISTILLER.TYPE, dict(leaves(cfg)), _idle(cfg)
     faults = {}
     for key in keys:
         if key in idle:
             faults[key] = f"{key}: does nothing, {key.split('.')[1]} is not in {method}"
-        elif key in known and not acts(key, method):
+        elif key in known and not _is_of(key, method):
             name = key.rsplit(".", 1)[1]
             near = [k for k in known if k.startswith(f"{method}.") and k.endswith(f".{name}")]
             instead = f"; {', '.join(near)} {'does' if len(near) == 1 else 'do'}" if near else ""

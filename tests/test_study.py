@@ -107,6 +107,19 @@ def test_the_paper_table_is_the_papers(tmp_path):
     assert sum(map(len, study.claims.values())) == 6
 
 
+def test_common_options_hold_for_the_arms_made_of_what_they_set(tmp_path):
+    def read(key):
+        study = read_study(ROOT / "studies" / "peers.yaml", tmp_path, [key, 2])
+        return {job.arm: job.cfg.LOGIT for job in study.jobs}
+
+    nodes = [node for node in read("LOGIT.EAT.STEP_EPOCHS").values() if "EAT" in node.POLICIES]
+    assert {node.EAT.STEP_EPOCHS for node in nodes} == {2}
+    with pytest.raises(ConfigError, match=r"LOGIT.EAKD.FOO: no such key"):
+        read("LOGIT.EAKD.FOO")
+    with pytest.raises(ConfigError, match=r"yaml: LOGIT.NORM.X: no arm uses it"):
+        read_study(ROOT / "studies" / "paper_table1.yaml", tmp_path, ["LOGIT.NORM.X", 2])
+
+
 def test_each_peer_is_with_each_technique_that_it_allows(tmp_path):
     study = read_study(ROOT / "studies" / "peers.yaml", tmp_path)
     nodes = {job.arm: job.cfg.LOGIT for job in study.jobs if job.arm != study.alone}
@@ -171,10 +184,13 @@ def test_runs_go_seed_by_seed_and_arms_with_seeds_of_their_own_after_those_befor
         ),
         (
             {"options": {1: 2}},
-            r"1: is no key of .*SOLVER, NONE, DKD, DKD_EAT, DKD_LP, so that no arm",
+            r"1: no arm uses it; they have .*SOLVER, NONE, DKD, DKD_EAT, DKD_LP$",
         ),
-        ({"options": {"SOLVR.EPOCHS": 2}}, "SOLVR.EPOCHS: is no key of DATASET, DISTILLER, "),
-        ({"options": {"KD": {"TEMPERATURE": 2}}}, "KD.TEMPERATURE: is no key of DATASET, "),
+        ({"options": {"SOLVR.EPOCHS": 2}}, "SOLVR.EPOCHS: no arm uses it; they have DATASET, "),
+        (
+            {"options": {"KD": {"TEMPERATURE": 2}}},
+            "KD.TEMPERATURE: no arm uses it; they have DATASET",
+        ),
         (
             {"arms": TREE["arms"] | {"LP": {"cfg": "dkd_lp.yaml", "options": {"DKD.BETA": 1.0}}}},
             "LP: DKD.BETA: does nothing with DISTILLER.TYPE DKD_LP; DKD_LP.BETA does",

@@ -95,8 +95,8 @@ class Study:
 def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
     """Read a study file; `options` (KEY VALUE pairs) hold for every run, but an arm's own win.
 
-    They and the file's own `options` may have keys of methods: those hold for the arms of these
-    methods, of which there must be one.
+    They and the file's own `options` may have keys of methods and of parts of them: those hold for
+    the arms that have these, of which there must be one.
 
     Raises:
         ConfigError: the file is no study, or a config of it is wrong; all faults at once.
@@ -130,11 +130,10 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
                 f"{cfg.DISTILLER.STUDENT}; call it so, or name a folder of its configs"
             )
         jobs.append(Job(student, arm, seed, name, cfg))
-    methods = dict.fromkeys(job.cfg.DISTILLER.TYPE for job in jobs)
-    idle = [key for key in common if not any(acts(key, method) for method in methods)]
+    idle = [key for key in common if not any(acts(key, cfg) for cfg in alike.values())]
     if idle and not wrong:
-        known = ", ".join((*sorted(SHARED), *methods))
-        wrong = [f"{file}: {key}: is no key of {known}, so that no arm uses it" for key in idle]
+        known = ", ".join(dict.fromkeys((*sorted(SHARED), *(j.cfg.DISTILLER.TYPE for j in jobs))))
+        wrong = [f"{file}: {key}: no arm uses it; they have {known}" for key in idle]
     if wrong:
         raise ConfigError("\n".join(dict.fromkeys(wrong)))
     return Study(
