@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -70,5 +71,6 @@ def versions(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+@cache  # it reads a file of every package
 def _installed() -> list[str]:
     return [point.module for point in entry_points(group=GROUP)]

@@ -8,7 +8,7 @@ import signal
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from tensorboardX.proto import event_pb2
 
 from mdistiller_ext import cifar_model_dict, register
 from mdistiller_ext.config import load_cfg
-from mdistiller_ext.data import ImageSet, cifar100
-from mdistiller_ext.engine import graph
+from mdistiller_ext.data import ImageSet, cifar100, digits
+from mdistiller_ext.engine import graph, train
 from mdistiller_ext.engine.loop import Meter
 from mdistiller_ext.engine.trainer import Trainer
 from mdistiller_ext.errors import ConfigError, Stopped
@@ -57,6 +57,16 @@ def cache_folder(tmp_path_factory, monkeypatch) -> None:
 
 
 read_once = cache(cifar100.load)
+all_digits = cache(digits.load)
+
+
+def few_to_test():
+    """With 200 of the 1,258 test images, which take half of the time of a short run."""
+    train, test = all_digits()
+    return train, first(test, 200)
+
+
+digits.load = few_to_test
 
 
 @pytest.fixture
@@ -78,14 +88,14 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def digits_cfg(workdir: Path):
     """Builds a config for the student alone, or for a method with an untrained teacher."""
+    return partial(digits_config, workdir)
 
-    def build(name: str = "vanilla", *options: str):
-        extra = ["SOLVER.EPOCHS", "3", *options]
-        if name != "vanilla":
-            extra += ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
-        return load_cfg(ROOT / "configs" / "digits" / f"{name}.yaml", extra)
 
-    return build
+def digits_config(folder: Path, name: str = "vanilla", *options: str):
+    extra = ["SOLVER.EPOCHS", "3", *options]
+    if name != "vanilla":
+        extra += ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(folder))]
+    return load_cfg(ROOT / "configs" / "digits" / f"{name}.yaml", extra)
 
 
 @pytest.fixture
@@ -100,6 +110,22 @@ def tool(workdir, monkeypatch, capfd):
         return (end.value.code, *capfd.readouterr())
 
     return tool
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Trains a run on digits as `digits_cfg` builds it, once in a session: its folder, to be read
+    only."""
+    home = tmp_path_factory.mktemp("trained")
+
+    @cache
+    def trained(*options: str) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(home)
+            cfg = digits_config(home, *options)
+            return home / train(cfg, ",".join(options), CPU)[1]
+
+    return trained
 
 
 def write_study(file: Path, *arms: str, **options: object) -> None:

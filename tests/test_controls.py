@@ -1,5 +1,7 @@
 """The controls that draw: what they draw depends on the run's seed and the epoch alone."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import CPU, assert_same_run, signal_at
@@ -14,10 +16,11 @@ CONTROLS = {
 
 
 @pytest.mark.parametrize("method", CONTROLS)
-def test_a_control_is_one_run_alone_beside_others_and_resumed(digits_cfg, method):
-    cfg = digits_cfg(method, *CONTROLS[method])
-    _, alone = train(cfg, "alone", CPU)
-    beside = digits_cfg(method, *CONTROLS[method], "SOLVER.SEED", "1")
+def test_a_control_is_one_run_alone_beside_others_and_resumed(digits_cfg, trained, method):
+    options = [*CONTROLS[method], "SOLVER.EPOCHS", "2"]
+    cfg = digits_cfg(method, *options)
+    alone = trained(method, *options)
+    beside = digits_cfg(method, *options, "SOLVER.SEED", "1")
     train_many([(beside, "other"), (cfg, "beside")], CPU)
     with signal_at(2, 4):
         train(cfg, "resumed", CPU)
@@ -25,7 +28,7 @@ def test_a_control_is_one_run_alone_beside_others_and_resumed(digits_cfg, method
     train(cfg, "resumed", CPU, resume=True)
     for name in ("beside", "resumed"):
         # beside another run, the global generators are not this run's
-        assert_same_run(alone.parent / name, alone)
+        assert_same_run(Path("output/digits", name), alone)
 
 
 @pytest.mark.parametrize("method", CONTROLS)

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from mdistiller_ext import cifar_model_dict, distiller_dict
 from mdistiller_ext.config import get_cfg
 from mdistiller_ext.data import ImageSet
+from mdistiller_ext.distillers import RECIPES
 from mdistiller_ext.engine.build import build_optimizer
 from mdistiller_ext.engine.graph import DeviceSteps
 from mdistiller_ext.engine.loop import Meter, learning_rate, train_epoch
@@ -21,6 +22,7 @@ from mdistiller_ext.policies import POLICIES
 from mdistiller_ext.seeding import epoch_generator
 from mdistiller_ext.settings import leaves
 
+IN_RECIPES = [(r.loss, policy) for r in RECIPES.values() for policy in (*r.policies, "")]
 # A loss and policies, with their settings in LOGIT.
 LOGIT = {
     "KD, LS and EAT's gradient": ("KD", ["LS", "EAT"], {"EAT": {"MODE": "gradient"}}),
@@ -32,10 +34,15 @@ LOGIT = {
         ["DAT", "LP"],
         {"DAT": {"GROUPS": "random", "MODE": "weight"}, "LP": {"CLASSES": "random"}},
     ),
-    **{f"{policy} alone": ("KD", [policy], {}) for policy in POLICIES},
-    **{f"{loss} alone": (loss, [], {}) for loss in LOSSES},
+    # What no recipe has.
+    **{f"{p} alone": ("KD", [p], {}) for p in POLICIES.keys() - {p for _, p in IN_RECIPES}},
+    **{
+        f"{loss} alone": (loss, [], {}) for loss in LOSSES.keys() - {loss for loss, _ in IN_RECIPES}
+    },
 }
 NAMES = [*distiller_dict, *LOGIT]
+# How a step is made does not depend on the method.
+WITH_TABLE = [(name, True) for name in NAMES] + [("NONE", False), ("DKD_EAT_DAT_LP", False)]
 
 
 def parts(name, device=CPU):
@@ -90,11 +97,10 @@ def train(name, on_device, with_table, device=CPU, steps=2):
     return history, distiller.state_dict(), len(calls)
 
 
-@pytest.mark.parametrize(("with_table", "steps"), [(False, 1), (True, 2)])
-@pytest.mark.parametrize("name", NAMES)
-def test_device_steps_are_the_plain_loop(name, with_table, steps):
+@pytest.mark.parametrize(("name", "with_table"), WITH_TABLE)
+def test_device_steps_are_the_plain_loop(name, with_table):
     (plain, weights, calls), (device, others, on_device) = (
-        train(name, on_device, with_table, steps=steps) for on_device in (False, True)
+        train(name, on_device, with_table, steps=1 + with_table) for on_device in (False, True)
     )
     assert plain == device and plain[0][1:] == (22, 3)
     assert all(torch.equal(value, others[key]) for key, value in weights.items())
@@ -111,14 +117,13 @@ class OnDevice(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("classes", [0, 10])
-@pytest.mark.parametrize("name", NAMES)
-def test_no_step_waits_for_its_device_or_brings_anything_there(name, classes, monkeypatch):
+@pytest.mark.parametrize(("name", "with_table"), WITH_TABLE)
+def test_no_step_waits_for_its_device_or_brings_anything_there(name, with_table, monkeypatch):
     """On a device without values, where whatever asks for one is an error."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which it has not
     _, distiller, optimizer, data = parts(name, torch.device("meta"))
-    draws = distiller.draws(10)
-    steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, classes, draws)
+    shapes = 10 if with_table else 0, distiller.draws(10)
+    steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, *shapes)
     for group in optimizer.param_groups:
         group["lr"] = 0.1  # SGD without a kernel of its own would ask for the tensor's value
     distiller.train()

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import CPU, ROOT, untrained_teacher
 
-from mdistiller_ext import distiller_dict
+from mdistiller_ext import distiller_dict, plugins
 from mdistiller_ext.config import get_cfg, load_cfg, rules
 from mdistiller_ext.data import DATASETS
 from mdistiller_ext.engine import train
@@ -100,6 +100,7 @@ def test_an_installed_package_names_its_module_in_an_entry_point(mine, workdir, 
     (workdir / "mine-1.dist-info" / "METADATA").write_text("Name: mine\nVersion: 1\n")
     (workdir / "mine-1.dist-info" / "entry_points.txt").write_text("[mdistiller_ext]\nany = mine\n")
     monkeypatch.syspath_prepend(str(workdir))
+    monkeypatch.setattr(plugins, "_installed", plugins._installed.__wrapped__)  # read once else
     assert load_cfg("mine.yaml", options(workdir, "EXPERIMENT.IMPORT", "[]"))
     assert versions([]).keys() == {"mine"}
 

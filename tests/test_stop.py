@@ -35,12 +35,11 @@ def status(folder):
     ("step", "signum"),
     [(1, signal.SIGTERM), (5, signal.SIGINT), (9, signal.SIGUSR1), (3, signal.SIGHUP)],
 )
-def test_a_stopped_run_goes_on_within_its_epoch(digits_cfg, step, signum):
+def test_a_stopped_run_goes_on_within_its_epoch(digits_cfg, trained, step, signum):
     cfg = digits_cfg("dkd_eat_dat_lp")
-    _, whole = train(cfg, "whole", CPU)
     with signal_at(2, step, signum) as stopped:
         train(cfg, "parts", CPU)
-    parts = whole.parent / "parts"
+    parts = Path("output/digits/parts")
     assert str(stopped.value) == (
         f"stopped by {signum.name}; {parts} keeps the state after epoch 1 and step {step} of 9 "
         f"of the next; go on with --resume"
@@ -48,23 +47,22 @@ def test_a_stopped_run_goes_on_within_its_epoch(digits_cfg, step, signum):
     assert status(parts) == "interrupted"
     train(cfg, "parts", CPU, resume=True)
     assert status(parts) == "finished"
-    assert_same_run(whole, parts)
+    assert_same_run(trained("dkd_eat_dat_lp"), parts)
 
 
-def test_stopped_again_and_again(digits_cfg):
+def test_stopped_again_and_again(digits_cfg, trained):
     cfg = digits_cfg("dkd_lp")
-    _, whole = train(cfg, "whole", CPU)
     for epoch, step in ((1, 1), (1, 2), (1, 9), (2, 4), (3, 8)):
         with signal_at(epoch, step):
             train(cfg, "parts", CPU, resume=True)
     _, parts = train(cfg, "parts", CPU, resume=True)
-    assert_same_run(whole, parts)
+    assert_same_run(trained("dkd_lp"), parts)
 
 
-def test_the_steps_that_a_gpu_captures_go_on_within_their_epoch(digits_cfg, captured):
+def test_the_steps_that_a_gpu_captures_go_on_within_their_epoch(digits_cfg, trained, captured):
     """Run as they are on the CPU, two a launch; the signal comes in the first of them."""
     cfg = digits_cfg("dkd_eat_dat_lp")
-    _, whole = train(cfg, "whole", CPU)
+    whole = trained("dkd_eat_dat_lp")
     captured(2)
     with signal_at(2, 3) as stopped:
         train(cfg, "parts", CPU)
@@ -74,12 +72,12 @@ def test_the_steps_that_a_gpu_captures_go_on_within_their_epoch(digits_cfg, capt
     assert_same_run(whole, parts)
 
 
-def test_many_runs_at_once_stop_together(digits_cfg):
-    jobs = [(digits_cfg(name), name) for name in ("dkd", "dkd_dat", "vanilla")]
-    alone = [train(cfg, f"{name}-alone", CPU)[1] for cfg, name in jobs]
+def test_many_runs_at_once_stop_together(digits_cfg, trained):
+    jobs = [(digits_cfg(name), name) for name in ("dkd_lp", "dkd_dat", "vanilla")]
+    alone = [trained(name) for _, name in jobs]
     with signal_at(2, 3):
         train_many(jobs, CPU)
-    folders = [alone[0].parent / name for _, name in jobs]
+    folders = [Path("output/digits", name) for _, name in jobs]
     assert [status(folder) for folder in folders] == ["interrupted"] * 3
     train_many(jobs, CPU, resume=True)
     for one, other in zip(folders, alone, strict=True):
