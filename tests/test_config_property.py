@@ -40,7 +40,7 @@ from mdistiller_ext.toolkit.methods import toolkit_node
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 many = settings(
-    max_examples=6000 if LONG else 200,
+    max_examples=6000 if LONG else 120,
     derandomize=not LONG,
     deadline=None,
     suppress_health_check=list(HealthCheck),

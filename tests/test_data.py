@@ -10,8 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
+from conftest import read_digits
 
-from mdistiller_ext.data import cifar100, digits
+from mdistiller_ext.data import cifar100
 from mdistiller_ext.errors import RunError
 from mdistiller_ext.files import download
 
@@ -175,7 +176,7 @@ def test_real_cifar100(shared):
 
 
 def test_digits_split_is_fixed_and_balanced():
-    (train, test), (again, _) = digits.load(), digits.load()
+    (train, test), (again, _) = read_digits(), read_digits()
     assert len(train) + len(test) == 1797
     assert torch.equal(train.padded, again.padded)
     shares = test.targets.bincount() / (train.targets.bincount() + test.targets.bincount())

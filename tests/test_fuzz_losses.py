@@ -21,7 +21,7 @@ def fuzz(name, cases):
 
 @pytest.mark.parametrize("name", fuzz_losses.METHODS)
 def test_short_form(name):
-    tally = fuzz(name, 1500)
+    tally = fuzz(name, 800)
     assert tally.faults == []
     # The bound is near what happens: a result ten times less exact is a fault.
     assert min(tally.worst.values()) > 0.01 and max(tally.worst.values()) > 0.1

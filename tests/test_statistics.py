@@ -84,9 +84,7 @@ def test_what_a_design_can_reach():
     assert smallest_p(7, 6) > 0.05 > smallest_p(8, 6)
 
 
-@pytest.mark.parametrize(
-    ("n", "claims", "shift"), [(8, 1, 1.0), (8, 3, 1.2), (9, 6, 1.6), (10, 3, 1.1), (20, 3, 0.8)]
-)
+@pytest.mark.parametrize(("n", "claims", "shift"), [(8, 1, 1.0), (9, 6, 1.6), (20, 3, 0.8)])
 def test_the_power_is_that_of_the_test(n, claims, shift):
     """Of 600 studies whose other claims fail, as many have a corrected p below 5 %."""
     rng = np.random.default_rng([n, claims])

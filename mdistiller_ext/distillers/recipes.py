@@ -94,12 +94,13 @@ class Recipe:
     def node(self) -> CfgNode:
         """The defaults."""
         tree: dict[str, Any] = {}
+        of_part = {part: part.defaults() for part, _ in self.layout.values()}
         for place, (part, key) in self.layout.items():
             *sections, last = place.split(".")
             inner = tree
             for section in sections:
                 inner = inner.setdefault(section, {})
-            inner[last] = self.defaults.get(place, part.defaults()[key])
+            inner[last] = self.defaults.get(place, of_part[part][key])
         return CfgNode(tree)
 
     def chosen(self, node: Mapping[str, Any]) -> tuple[str, Sequence[str]]:
