@@ -17,6 +17,7 @@ from functools import cache
 from io import StringIO
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -24,10 +25,11 @@ import yaml
 from conftest import ROOT, first
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from mdistiller_ext import cifar_model_dict, engine, get_cfg
 from mdistiller_ext.config import load_cfg, rule_of
-from mdistiller_ext.data import ImageSet, digits
+from mdistiller_ext.data import ImageSet, digits, get_dataset
 from mdistiller_ext.distillers import RECIPES
 from mdistiller_ext.engine import run, shared, trainer, training
 from mdistiller_ext.errors import ConfigError, bare
@@ -73,11 +75,12 @@ FIT = {  # for methods whose defaults fit other networks or images
     },
 }
 SMALL = ["resnet8"] * 4 + ["resnet14", "resnet8x4"]
+CLASSES = {"digits": 10, "cifar100": 100, "arrays": 2}
 NAMES = {
-    "DATASET.TYPE": ["digits"] * 4 + ["cifar100"],
+    "DATASET.TYPE": ["digits"] * 3 + ["cifar100", "arrays"],
     "DISTILLER.TYPE": METHODS,
     "DISTILLER.TEACHER": SMALL,
-    "DISTILLER.STUDENT": SMALL,
+    "DISTILLER.STUDENT": [*SMALL, "own_networks:linear"],
     "DISTILLER.TEACHER_TABLE": ["auto", "on", "off"],
     "DISTILLER.TEACHER_TABLE_DTYPE": ["float32", "float16"],
     "DISTILLER.SOURCE": ["auto", "ext", "mdistiller"],
@@ -208,6 +211,14 @@ def place(tmp_path_factory):
     targets = torch.arange(8) * 12
     few["cifar100"] = ImageSet.build(images, targets, (0.5,) * 3, (0.25,) * 3, 4, True)
     few["digits"] = first(few["digits"], 8)
+    own = {"images": torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8)}
+    own["labels"] = torch.arange(20) % 2
+    arrays = {f"{split}_{what}": own[what] for split in ("train", "test") for what in own}
+    torch.save(arrays, home / "arrays.pt")
+    networks = ModuleType("own_networks")
+    networks.linear = lambda num_classes: nn.Sequential(
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, num_classes)
+    )
     trained = []
 
     def two_steps(cfg, name, device, *, resume, world):
@@ -228,7 +239,12 @@ def place(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "train", two_steps)
-        patch.setattr(shared, "get_dataset", lambda node: (few[node.TYPE],) * 2)
+        patch.setattr(
+            shared,
+            "get_dataset",
+            lambda node: (few[node.TYPE],) * 2 if node.TYPE in few else get_dataset(node),
+        )
+        patch.setitem(sys.modules, "own_networks", networks)
         patch.setattr(run, "environment", lambda device: {})  # asks git
         patch.setattr(os, "fsync", lambda file: None)  # waits for the disk
         patch.setitem(sys.modules, "wandb", None)
@@ -240,7 +256,7 @@ def place(tmp_path_factory):
 def weights(home: Path, name: str, dataset: str) -> str:
     """A file of random weights."""
     file = home / f"{name}_{dataset}.pth"
-    net = cifar_model_dict[name][0](num_classes={"digits": 10, "cifar100": 100}[dataset])
+    net = cifar_model_dict[name][0](num_classes=CLASSES[dataset])
     torch.save({"model": net.state_dict()}, file)
     return str(file)
 
@@ -264,8 +280,10 @@ def test_any_config_trains_or_is_refused(place, values, data):
     trained.clear()
     ckpt = values.get("DISTILLER.TEACHER_CKPT", "")
     pair = values["DISTILLER.TEACHER"], values["DATASET.TYPE"]
-    if ckpt in ("", b"") and pair[0] in SMALL and pair[1] in ("digits", "cifar100"):
+    if ckpt in ("", b"") and pair[0] in SMALL and pair[1] in CLASSES:
         values["DISTILLER.TEACHER_CKPT"] = weights(home, *pair)
+    if pair[1] == "arrays":
+        values.setdefault("DATASET.ROOT", str(home / "arrays.pt"))
     options = {k: words(v) for k, v in values.items() if data.draw(st.booleans(), label=k)}
     options = {k: v for k, v in options.items() if v is not None and not k.startswith("-")}
     in_file = {k: v for k, v in values.items() if k not in options}
