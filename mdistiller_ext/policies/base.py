@@ -1,7 +1,7 @@
 """What a policy changes in a pair before it is compared, and what it declares."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -9,15 +9,16 @@ from torch import Tensor
 
 from ..losses import Pair
 from ..plugins import check_free
-from ..settings import Rule, Settings
+from ..settings import Rule, Settings, number, setting
 
 POLICIES: dict[str, type["Policy"]] = {}
 
-# What policies own, in the order in which they act: classes before statistics, statistics before
-# spread. Of each slot but the weight, which is a product, there is one owner.
+# What policies own, in the order in which they act: the base before classes that depend on it,
+# classes before statistics, statistics before spread. Of each slot but the weight, which is a
+# product, there is one owner.
 SLOTS = {
-    "classes": "what classes are compared",
     "base": "the base temperature",
+    "classes": "what classes are compared",
     "statistic": "the temperature's statistic",
     "spread": "how temperatures spread over the batch",
     "weight": "the weight of each sample",
@@ -129,6 +130,21 @@ class Policy(Settings):
     def unreached(self, run: RunFacts) -> dict[str, Any]:
         """What of its settings a run never comes to: key -> (values, reason)."""
         return {}
+
+
+@dataclass(frozen=True)
+class Bounds(Settings):
+    """Of a temperature that is found while training."""
+
+    LOW: float = setting(0.25, number(0, 1, open_low=True), "lowest temperature, as a share of T")
+    HIGH: float = setting(2.0, number(1, 100), "highest temperature, likewise")
+
+
+def with_share(pair: Pair, share: Tensor) -> Pair:
+    """At this share (B,) of the base temperature; what comes of it is logged."""
+    pair = pair.spread(share)
+    assert isinstance(pair.tau, Tensor)
+    return replace(pair, seen=pair.seen | {"mean_temperature": pair.tau.detach().sum()})
 
 
 def stage_of_epoch(epoch: int, step_epochs: int, stages: int) -> int:
