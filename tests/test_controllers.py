@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from composed import apply, composed, logits
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 
 from mdistiller_ext.losses import kl_divergence
 from mdistiller_ext.policies.best_fit import ROUNDS, best_fit
+from mdistiller_ext.policies.entropy import softness
 
 close = torch.testing.assert_close
 
@@ -105,3 +106,68 @@ def test_the_bounds_are_shares_of_the_temperature():
     whole = apply(composed("KD", ["BEST_FIT"], T=2.0), batch).pair.tau
     assert math.isclose(tau.min(), 1.0) and math.isclose(tau.max(), 3.0)
     close(whole.clamp(1, 3), tau, rtol=8 ** (1 / 2**ROUNDS) - 1, atol=0)
+
+
+def entropies(rows, temperature=1.0):
+    """Of each row's softmax, in numpy."""
+    p = np.exp((rows - rows.max(1, keepdims=True)) / temperature)
+    p /= p.sum(1, keepdims=True)
+    return -(p * np.log(np.maximum(p, 1e-300))).sum(1)
+
+
+@pytest.mark.parametrize("tau", [0.5, 2.0, 8.0])
+def test_softness_is_the_entropy_and_its_slope(tau):
+    _, teacher, _ = logits()
+    found, slope = softness(teacher, torch.full((16,), tau).double())
+    below, there, above = (entropies(teacher.numpy(), tau * math.exp(d)) for d in (-1e-4, 0, 1e-4))
+    close(found, torch.from_numpy(there))
+    close(slope, torch.from_numpy((above - below) / 2e-4), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("of", "share"), [("student", 1.0), ("student", 0.7), ("uniform", 0.6)])
+def test_the_teacher_comes_to_the_entropy_that_it_should_have(of, share):
+    """As a root says that was found otherwise; on the way, as the formula says."""
+    batch = alike()
+    teacher, target = batch[1].numpy(), math.log(20)
+    if of == "student":
+        target = entropies(batch[0].detach().numpy()).mean()
+    distiller = composed("KD", ["ENTROPY"], ENTROPY={"OF": of, "SHARE": share}).double()
+    b = 4.0
+    for _ in range(150):
+        found = apply(distiller, batch).pair
+        slope = np.mean(
+            entropies(teacher, b * math.exp(1e-5)) - entropies(teacher, b * math.exp(-1e-5))
+        )
+        step = (share * target - entropies(teacher, b).mean()) / (slope / 2e-5)
+        b *= math.exp(0.1 * min(max(step, -1), 1))
+        assert found.tau.tolist() == pytest.approx([b] * 64, rel=1e-6)
+    root = brentq(lambda t: entropies(teacher, t).mean() - share * target, 1, 8)
+    assert b == pytest.approx(root, rel=1e-4) and abs(root - 4) > 0.1
+    assert found.seen["mean_temperature"].item() == pytest.approx(64 * b)
+    assert not found.tau.requires_grad
+
+
+@pytest.mark.parametrize(("share", "bound"), [(1.0, 6.0), (0.001, 2.0)])
+def test_an_entropy_out_of_reach_is_the_bound(share, bound):
+    settings = {"OF": "uniform", "SHARE": share, "RATE": 1.0, "LOW": 0.5, "HIGH": 1.5}
+    distiller = composed("KD", ["ENTROPY"], ENTROPY=settings).double()
+    for _ in range(5):
+        found = apply(distiller, alike())
+    assert found.pair.tau[0].item() == pytest.approx(bound)
+
+
+def test_teachers_that_know_nothing_or_all_leave_the_temperature_finite():
+    student, teacher, target = alike()
+    for scale in (0.0, 1e6):
+        distiller = composed("KD", ["ENTROPY"]).double()
+        for _ in range(3):
+            found = apply(distiller, (student, scale * teacher, target))
+        assert 1 <= found.pair.tau[0] <= 8 and found.gradient.isfinite().all()
+
+
+def test_a_rate_of_0_is_the_loss_itself():
+    kd, found = (
+        apply(composed("KD", policies, ENTROPY={"RATE": 0.0}), alike())
+        for policies in ([], ["ENTROPY"])
+    )
+    assert torch.equal(kd.value, found.value) and torch.equal(kd.gradient, found.gradient)

@@ -249,5 +249,6 @@ RECIPES: dict[str, Recipe] = {
         "KD", ["EAKD"], {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9}, source="the authors' code"
     ),
     "DKD_BEST_FIT": Recipe("DKD", ["BEST_FIT"], OVER_DKD, NO_WEIGHT, source=FOUND),
+    "DKD_ENTROPY": Recipe("DKD", ["ENTROPY"], OVER_DKD, NO_WEIGHT, source=FOUND),
     "DKD_EAKD": Recipe("DKD", ["EAKD"], {"WARMUP": 20}, source="the authors' code"),
 }
