@@ -11,6 +11,7 @@ from scipy.optimize import brentq, minimize_scalar
 from mdistiller_ext.losses import kl_divergence
 from mdistiller_ext.policies.best_fit import ROUNDS, best_fit
 from mdistiller_ext.policies.entropy import softness
+from mdistiller_ext.policies.nucleus import outside
 
 close = torch.testing.assert_close
 
@@ -169,5 +170,84 @@ def test_a_rate_of_0_is_the_loss_itself():
     kd, found = (
         apply(composed("KD", policies, ENTROPY={"RATE": 0.0}), alike())
         for policies in ([], ["ENTROPY"])
+    )
+    assert torch.equal(kd.value, found.value) and torch.equal(kd.gradient, found.gradient)
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.1, 0.5, 0.999])
+@pytest.mark.parametrize("tau", [1.0, 4.0])
+def test_the_nucleus_is_the_smallest_set_with_the_label_and_nearly_all(epsilon, tau):
+    """Sets are tried from the smallest on."""
+    _, teacher, target = logits(32, 20)
+    target[0] = teacher[0].argmin()
+    mask = outside(teacher, target, tau, epsilon).numpy()
+    for row, answer, y in zip(mask, teacher.numpy(), target.tolist(), strict=True):
+        p = np.exp(answer / tau)
+        p /= p.sum()
+        others = [c for c in np.argsort(-answer) if c != y]
+        for count in range(1, 20):
+            kept = [y, *others[:count]]
+            if p[kept].sum() > 1 - epsilon:
+                break
+        assert set(np.flatnonzero(~row)) == set(kept)
+        assert p[row].sum() < epsilon
+    assert len(set(mask.sum(1))) > 1 or epsilon > 0.9
+
+
+def test_equal_logits_are_pruned_in_class_order_and_two_classes_stay():
+    mask = outside(torch.zeros(1, 6), torch.tensor([1]), 1.0, 0.4)
+    assert mask.tolist() == [[True, False, True, False, False, False]]
+    certain = torch.tensor([[0.0, 1e4, 1.0, -1.0]])
+    for y, kept in ((1, {1, 2}), (3, {1, 3}), (0, {0, 1})):
+        mask = outside(certain, torch.tensor([y]), 1.0, 0.05)
+        assert set(np.flatnonzero(~mask[0].numpy())) == kept
+
+
+@pytest.mark.parametrize("policies", [["EAT"], ["BEST_FIT"], ["ENTROPY"], ["CTKD"]])
+def test_the_nucleus_is_that_of_the_base_temperature_whoever_sets_it(policies):
+    batch = alike()
+    distiller = composed("KD", ["NUCLEUS", *policies], NUCLEUS={"EPSILON": 0.1}).double()
+    for epoch in (1, 80):
+        pair = apply(distiller, batch, epoch).pair
+        assert torch.equal(pair.pruned, outside(*batch[1:], pair.tau_t, 0.1))
+        assert pair.seen["mean_pruned_ratio"].item() == pytest.approx(pair.pruned.sum() / 20)
+    assert not torch.equal(pair.pruned, outside(*batch[1:], 4.0, 0.1))
+
+
+def test_more_is_pruned_as_the_temperature_falls():
+    _, teacher, target = alike()
+    counts = [outside(teacher, target, tau, 0.1).sum() for tau in (8.0, 4.0, 2.0, 1.0)]
+    assert counts == sorted(counts) and counts[0] < counts[-1]
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.3])
+def test_what_a_nucleus_lumped_leaves_out_is_bounded(epsilon):
+    """KL of all - KL lumped = (1 - m) KL of the pruned, 1 - m < EPSILON."""
+    batch = alike()
+    settings = {"EPSILON": epsilon, "MODE": "lump"}
+    lump, full = (
+        apply(composed("KD", policies, NUCLEUS=settings), batch) for policies in (["NUCLEUS"], [])
+    )
+    pruned = outside(*batch[1:], 4.0, epsilon)
+    some = pruned.any(dim=1)
+    within = kl_divergence(*batch[:2], 4.0, (~pruned).where(some[:, None], False))
+    mass = (batch[1] / 4).softmax(dim=1).where(pruned, 0).sum(dim=1)
+    missing = full.value - lump.value
+    close(missing, (16 * mass * within).detach(), rtol=1e-8, atol=1e-9)
+    assert some.any() and (mass < epsilon).all()
+
+
+@pytest.mark.parametrize("loss", ["KD", "DKD", "TTM"])
+def test_what_is_outside_the_nucleus_gets_exactly_no_gradient(loss):
+    found = apply(composed(loss, ["NUCLEUS", "BEST_FIT"], NUCLEUS={"EPSILON": 0.2}), alike())
+    pruned = found.pair.pruned
+    assert pruned.any() and (found.gradient[pruned] == 0).all()
+    assert (found.gradient != 0).any(dim=1).all()
+
+
+def test_an_epsilon_of_0_is_the_loss_itself():
+    kd, found = (
+        apply(composed("DKD", policies, NUCLEUS={"EPSILON": 0.0}), alike())
+        for policies in ([], ["NUCLEUS"])
     )
     assert torch.equal(kd.value, found.value) and torch.equal(kd.gradient, found.gradient)
