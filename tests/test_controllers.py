@@ -9,9 +9,11 @@ from composed import apply, composed, logits
 from scipy.optimize import brentq, minimize_scalar
 
 from mdistiller_ext.losses import kl_divergence
+from mdistiller_ext.policies.base import RunFacts
 from mdistiller_ext.policies.best_fit import ROUNDS, best_fit
 from mdistiller_ext.policies.entropy import softness
 from mdistiller_ext.policies.nucleus import outside
+from mdistiller_ext.policies.steps import STEPS
 
 close = torch.testing.assert_close
 
@@ -251,3 +253,20 @@ def test_an_epsilon_of_0_is_the_loss_itself():
         for policies in ([], ["NUCLEUS"])
     )
     assert torch.equal(kd.value, found.value) and torch.equal(kd.gradient, found.gradient)
+
+
+def test_steps_replay_what_another_run_found():
+    distiller = composed("KD", ["STEPS"], STEPS={"TEMPERATURES": [8.0, 3.0], "STEP_EPOCHS": 2})
+    found = [distiller.schedule(epoch)["temperature"] for epoch in (1, 2, 3, 4, 80)]
+    assert found == [8, 8, 3, 3, 3]
+    for epoch, tau in ((1, 8.0), (80, 3.0)):
+        constant = apply(composed("KD", T=tau), alike())
+        assert torch.equal(apply(distiller, alike(), epoch).value, constant.value)
+
+
+def test_what_steps_never_do_is_said():
+    steps, run = STEPS(TEMPERATURES=[4.0, 4.0, 2.0], STEP_EPOCHS=5), RunFacts(10, 64, 4.0)
+    assert steps.idle(run) == "TEMPERATURES are all T, 4.0"
+    assert steps.unreached(run) == {"TEMPERATURES": ([2.0], "with STEP_EPOCHS 5 all take 11")}
+    assert not steps.idle(run._replace(epochs=11)) and not steps.idle(run._replace(temperature=2.0))
+    assert not steps.unreached(run._replace(epochs=11))
