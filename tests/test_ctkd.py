@@ -23,6 +23,12 @@ def found(digits_cfg, workdir):
     [
         ("CTKD", ["CTKD.EPOCHS", "1", "SOLVER.LR", "0.5"], "CTKD.theta", 1),
         ("DKD_ENTROPY", [], "ENTROPY.log_share", 0),
+        (
+            "DKD_HYPERGRADIENT",
+            ["DATASET.HOLDOUT", "0.3", "DKD_HYPERGRADIENT.EVERY", "2"],
+            "HYPERGRADIENT.log_share",
+            0,
+        ),
     ],
 )
 def test_a_run_goes_on_with_the_temperature_that_it_had(found, method, options, key, first):

@@ -251,5 +251,6 @@ RECIPES: dict[str, Recipe] = {
     "DKD_BEST_FIT": Recipe("DKD", ["BEST_FIT"], OVER_DKD, NO_WEIGHT, source=FOUND),
     "DKD_ENTROPY": Recipe("DKD", ["ENTROPY"], OVER_DKD, NO_WEIGHT, source=FOUND),
     "DKD_NUCLEUS": Recipe("DKD", ["NUCLEUS"], OVER_DKD, NO_WEIGHT, source=FOUND),
+    "DKD_HYPERGRADIENT": Recipe("DKD", ["HYPERGRADIENT"], OVER_DKD, NO_WEIGHT, source=FOUND),
     "DKD_EAKD": Recipe("DKD", ["EAKD"], {"WARMUP": 20}, source="the authors' code"),
 }

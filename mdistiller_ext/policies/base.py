@@ -56,15 +56,22 @@ class Context(NamedTuple):
             an epoch wherever it is trained; the toolkit's own trainer draws none.
         whole: a value (B,) of each sample of this process -> the values of the whole batch, and
             where these are in it.
-        slope: a pair of this step -> the gradient of its distillation loss, factor and weights
-            included, by the logits that the student gave, (B, C); summed over samples.
+        held: images (M, 3, H, W) and labels (M,) that nothing is trained on, in the steps in which
+            the method asks for them; the toolkit's own trainer has none.
+        slope: a pair of this step, as a policy has it -> the gradient of what becomes of its
+            distillation loss, factor and weights included, by the logits that the student gave,
+            (B, C); summed over samples.
+        ahead: how these logits change, (B, C), as the student's weights go along the gradient of
+            the cross-entropy of `held`; where there is some.
     """
 
     now: Mapping[str, float | Tensor]
     answers: Tensor | None = None
     drawn: Tensor | None = None
     whole: Callable[[Tensor], tuple[Tensor, slice]] = _alone
+    held: tuple[Tensor, Tensor] | None = None
     slope: Callable[[Pair], Tensor] | None = None
+    ahead: Callable[[], Tensor] | None = None
 
     def uniform(self, like: Tensor) -> Tensor:
         """The numbers drawn for this step, as of `like`'s shape."""
@@ -102,6 +109,11 @@ class Policy(Settings):
     def decayed(self) -> bool:
         """Whether weight decay acts on the parameters of what `build` makes."""
         return True
+
+    @property
+    def held_every(self) -> int:
+        """In every how manieth step it wants images that are held out, or 0."""
+        return 0
 
     def schedule(self, epoch: int, run: RunFacts) -> dict[str, float]:
         """The settings that depend on the epoch, counted from 1, by the names of their logs."""
