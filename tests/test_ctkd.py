@@ -1,4 +1,4 @@
-"""A temperature that is learned: in the record, in what is saved, and by the optimizer's rules."""
+"""A temperature that has a state: in the record, in what is saved, and by the optimizer's rules."""
 
 import pytest
 import torch
@@ -10,16 +10,29 @@ from mdistiller_ext.engine.build import build_optimizer
 
 
 @pytest.fixture
-def ctkd(digits_cfg, workdir):
-    def build(*options):
+def found(digits_cfg, workdir):
+    def build(method, *options):
         teacher = ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
-        return digits_cfg("vanilla", "DISTILLER.TYPE", "CTKD", *teacher, *options)
+        return digits_cfg("vanilla", "DISTILLER.TYPE", method, *teacher, *options)
 
     return build
 
 
-def test_a_run_goes_on_with_the_temperature_that_it_had(ctkd):
-    cfg = ctkd("CTKD.EPOCHS", "1", "SOLVER.LR", "0.5")
+@pytest.mark.parametrize(
+    ("method", "options", "key", "first"),
+    [
+        ("CTKD", ["CTKD.EPOCHS", "1", "SOLVER.LR", "0.5"], "CTKD.theta", 1),
+        ("DKD_ENTROPY", [], "ENTROPY.log_share", 0),
+        (
+            "DKD_HYPERGRADIENT",
+            ["DATASET.HOLDOUT", "0.3", "DKD_HYPERGRADIENT.EVERY", "2"],
+            "HYPERGRADIENT.log_share",
+            0,
+        ),
+    ],
+)
+def test_a_run_goes_on_with_the_temperature_that_it_had(found, method, options, key, first):
+    cfg = found(method, *options)
     record, alone = train(cfg, "alone", CPU)
     with signal_at(2, 4):
         train(cfg, "resumed", CPU)
@@ -28,15 +41,15 @@ def test_a_run_goes_on_with_the_temperature_that_it_had(ctkd):
     states = [
         torch.load(alone.parent / n / "latest", weights_only=True) for n in ("alone", "resumed")
     ]
-    thetas = [state["model"]["learned.CTKD.theta"] for state in states]
-    assert torch.equal(*thetas) and thetas[0] != 1
+    values = [state["model"][f"learned.{key}"] for state in states]
+    assert torch.equal(*values) and values[0] != first
     temperatures = [epoch["mean_temperature"] for epoch in record["epochs"]]
-    assert len(set(temperatures)) == 3 and all(1 < t < 21 for t in temperatures)
+    assert len(set(temperatures)) == 3 and all(1 <= t < 21 for t in temperatures)
 
 
 @pytest.mark.parametrize("decay", [True, False])
-def test_weight_decay_is_a_choice(ctkd, decay):
-    cfg = ctkd("CTKD.DECAY", str(decay))
+def test_weight_decay_is_a_choice(found, decay):
+    cfg = found("CTKD", "CTKD.DECAY", str(decay))
     distiller = composed("KD", ["CTKD"], CTKD={"DECAY": decay})
     distiller.student = torch.nn.Linear(2, 2)
     optimizer = build_optimizer(cfg, distiller)

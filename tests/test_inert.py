@@ -94,8 +94,8 @@ def test_everything_acts_in_the_configs(file, request):
             "dkd_eat_dat_lp",
             ["DKD_EAT_DAT_LP.EAT.RANGE", "0.0", "DKD_EAT_DAT_LP.LP.STEP_EPOCHS", "60"],
             [
-                "DKD_EAT_DAT_LP.LP: LP never acts: STEP_EPOCHS is 60, SOLVER.EPOCHS 60",
                 "DKD_EAT_DAT_LP.EAT: EAT never acts: RANGE is 0",
+                "DKD_EAT_DAT_LP.LP: LP never acts: STEP_EPOCHS is 60, SOLVER.EPOCHS 60",
             ],
         ),
     ],

@@ -18,6 +18,7 @@ from mdistiller_ext.engine.record import read_record, summary
 from mdistiller_ext.errors import RunError
 from mdistiller_ext.study import plots, report
 from mdistiller_ext.study.analysis import analyse
+from mdistiller_ext.study.pictures import pictures
 from mdistiller_ext.study.records import collect, table
 from mdistiller_ext.study.report import write_report
 from mdistiller_ext.study.statistics import power
@@ -414,6 +415,20 @@ def test_no_stage_of_a_schedule_is_cut_off(stubs):
     steps = {patch.get_label(): patch.get_data().values for patch in axes.patches}
     assert steps["EAT"].tolist() == [5.6] * 8 + [2.4] * 32
     assert set(steps) == {"EAT", "student alone, DKD, LP"}
+
+
+def test_what_is_found_while_training_is_drawn(stubs):
+    built = stubs()
+    records, _ = collect(built)
+    for job in built.jobs:
+        if job.arm == "EAT":
+            for epoch in records[job.name]["epochs"]:
+                epoch["mean_temperature"] = 8.0 / epoch["epoch"]
+    runs = table(built, records)
+    drawn, _ = pictures(built, records, runs, analyse(built, runs))
+    whole, _ = drawn["found_temperature_resnet8"][1].axes
+    assert [line.get_ydata()[:2].tolist() for line in whole.lines] == [[8.0, 4.0]]
+    assert "found_pruning_resnet8" not in drawn
 
 
 def test_bands_stay_where_the_metric_can_be(stubs):

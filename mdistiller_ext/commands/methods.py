@@ -25,7 +25,7 @@ temperatures and with which weights. Its total is
 
 with a factor `f_i` that belongs to the loss, as T², and the product `w_i` of the weights that
 policies and loss give to a sample. Policies act in this order, whatever the order in a config:
-classes, base temperature, statistic of the temperature, spread over the batch, weights of samples,
+base temperature, classes, statistic of the temperature, spread over the batch, weights of samples,
 size of the gradient.
 
 `z_s`, `z_t`: logits of student and teacher. `y`: label. KL is in nats, from the teacher to the

@@ -23,6 +23,8 @@ FIGURES = {
     "test_top1": "test top-1, %",
     "temperature": "temperature",
     "pruned_ratio": "pruned share",
+    "mean_temperature": "temperature found",
+    "mean_pruned_ratio": "pruning found",
 }
 
 

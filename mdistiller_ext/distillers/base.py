@@ -26,6 +26,7 @@ class Distiller(nn.Module):
             name -> tensor of shape () that sums over an epoch; of names that begin with `mean_`
             the sum is then divided by the number of images.
         coupled: why the batch must be in one process, or "".
+        held_every: in every how manieth step it wants images that are held out, or 0.
         SETTINGS: of a registered method, the keys of its node in the config.
     """
 
@@ -33,6 +34,7 @@ class Distiller(nn.Module):
     SETTINGS: type[Settings] | None = None
     monitor: dict[str, Tensor]
     coupled = ""
+    held_every = 0
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         nn.Module.__init__(self)  # not super(): registered in the toolkit, its base comes next

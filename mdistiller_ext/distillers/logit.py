@@ -1,5 +1,7 @@
 """The one distiller of logits: a loss, policies, and what they are weighted by."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from yacs.config import CfgNode
 from ..errors import ConfigError
 from ..losses import Pair
 from ..policies import SLOTS, Context, RunFacts
+from .ahead import ahead
 from .base import Distiller
 from .recipes import Recipe
 
@@ -36,6 +39,7 @@ class Logit(Distiller):
         self.learned = nn.ModuleDict(
             {type(p).__name__: act for p, act in self.acts if isinstance(act, nn.Module)}
         )
+        self.held_every = max((policy.held_every for policy in self.policies), default=0)
         if self.loss.coupled:
             self.coupled = f"{type(self.loss).__name__} compares samples with each other"
 
@@ -62,23 +66,28 @@ class Logit(Distiller):
 
     def pair(self, student: Tensor, teacher: Tensor, target: Tensor, context: Context) -> Pair:
         """What the loss compares: logits (B, C) with classes, temperatures and weights."""
+        acts: list[Callable[[Pair, Context], Pair]] = []
+        at = 0
+        for slot in SLOTS:
+            if slot == "statistic":
+                acts.append(lambda pair, context: self.loss.temperatures(pair))
+            for policy, act in self.acts:
+                if policy.slot == slot:
+                    own = slice(at, at + policy.draws(student.shape[1]))
+                    at = own.stop
+                    acts.append(partial(_drawing, act, own))
 
-        def slope(of: Pair) -> Tensor:
-            value = self.value(self.completed(of)).sum()
+        def after(number: int, pair: Pair) -> Pair:
+            for place, act in enumerate(acts[number:], start=number + 1):
+                pair = act(pair, context._replace(slope=partial(slope, place)))
+            return self.completed(pair)
+
+        def slope(number: int, of: Pair) -> Tensor:
+            value = self.value(after(number, of)).sum()
             return torch.autograd.grad(value, student, retain_graph=True)[0]
 
         base = context.now["temperature"]
-        pair = Pair(student, teacher, target, tau_s=base, tau_t=base, tau=base)
-        context, at = context._replace(slope=slope), 0
-        for slot in SLOTS:
-            if slot == "statistic":
-                pair = self.loss.temperatures(pair)
-            for policy, act in self.acts:
-                if policy.slot == slot:
-                    own, at = at, at + policy.draws(student.shape[1])
-                    drawn = None if context.drawn is None else context.drawn[:, own:at]
-                    pair = act(pair, context._replace(drawn=drawn))
-        return self.completed(pair)
+        return after(0, Pair(student, teacher, target, tau_s=base, tau_t=base, tau=base))
 
     def completed(self, pair: Pair) -> Pair:
         """With what policies leave to the end: the class of those lumped, the loss's own weight."""
@@ -97,6 +106,8 @@ class Logit(Distiller):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         logits, teacher = self.logits(image, context)
         with torch.autocast(image.device.type, enabled=False):
+            if context.held:
+                context = context._replace(ahead=partial(ahead, self.student, image, *context.held))
             pair = self.pair(logits, teacher, target, context)
             # Before the cross-entropy: gradients are added in this order.
             loss_kd = self.value(pair)
@@ -109,6 +120,14 @@ class Logit(Distiller):
             "loss_ce": self.weights.CE_WEIGHT * F.cross_entropy(logits, target),
             "loss_kd": self.weights.KD_WEIGHT * loss_kd.mean(),
         }
+
+
+def _drawing(
+    act: Callable[[Pair, Context], Pair], own: slice, pair: Pair, context: Context
+) -> Pair:
+    """What a policy makes of a pair, with the random numbers that are its own."""
+    drawn = None if context.drawn is None else context.drawn[:, own]
+    return act(pair, context._replace(drawn=drawn))
 
 
 def method(name: str, recipe: Recipe) -> type[Logit]:

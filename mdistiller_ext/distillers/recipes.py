@@ -176,6 +176,7 @@ OVER_DKD: dict[str, Any] = {"WARMUP": 20, "BETA": 2.0}
 NO_WEIGHT = {"KD_WEIGHT": 1.0}
 # BETA 2.0 is what the toolkit's own files set for every pair with a ResNet-110 teacher.
 PAPER = "the 2024 paper; ALPHA, BETA, WARMUP as the toolkit's for pairs with a ResNet-110 teacher"
+FOUND = "nowhere: what the paper leaves to be found while training"
 RECIPES: dict[str, Recipe] = {
     "KD": Recipe(
         "KD",
@@ -248,5 +249,9 @@ RECIPES: dict[str, Recipe] = {
     "EAKD": Recipe(
         "KD", ["EAKD"], {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9}, source="the authors' code"
     ),
+    "DKD_BEST_FIT": Recipe("DKD", ["BEST_FIT"], OVER_DKD, NO_WEIGHT, source=FOUND),
+    "DKD_ENTROPY": Recipe("DKD", ["ENTROPY"], OVER_DKD, NO_WEIGHT, source=FOUND),
+    "DKD_NUCLEUS": Recipe("DKD", ["NUCLEUS"], OVER_DKD, NO_WEIGHT, source=FOUND),
+    "DKD_HYPERGRADIENT": Recipe("DKD", ["HYPERGRADIENT"], OVER_DKD, NO_WEIGHT, source=FOUND),
     "DKD_EAKD": Recipe("DKD", ["EAKD"], {"WARMUP": 20}, source="the authors' code"),
 }

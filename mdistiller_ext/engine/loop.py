@@ -12,6 +12,8 @@ from ..data import Batch
 from ..errors import RunError
 from ..policies import Context
 
+Held = tuple[Tensor, Tensor]
+
 
 def learning_rate(epoch: int, base: float, stages: Sequence[int], rate: float) -> float:
     """base * rate^(number of stages that are over); an epoch in `stages` still has the old one."""
@@ -134,6 +136,7 @@ def train_epoch(
     autocast: Callable[[], AbstractContextManager],
     now: Mapping[str, float],
     drawn: Tensor | None = None,
+    held: Callable[[int], Held | None] = lambda step: None,
 ) -> Iterator[None]:
     """One pass over the batches, a step each time that the iterator is advanced.
 
@@ -141,10 +144,12 @@ def train_epoch(
         batches: each with the teacher's logits (B, C), if they are known.
         now: what the method's `schedule` gives for the epoch.
         drawn: the epoch's random numbers for each image of the training set, (N, draws).
+        held: images held out and their labels, of a step, counted from 0, that takes some.
     """
     distiller.train()
     for batch, answers in batches:
-        context = Context(now, answers, None if drawn is None else drawn[batch.index])
+        own = None if drawn is None else drawn[batch.index]
+        context = Context(now, answers, own, held=held(meter.step))
         train_step(distiller, optimizer, batch, meter.epoch, context, meter, autocast)
         meter.count(len(batch.target))
         yield

@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from .environment import changes, environment, imported
 from .evaluation import fidelity, numbers, performance, predict
 from .events import Events, Progress
 from .folder import LATEST, check_history, fitting, plain, save_state
-from .loop import learning_rate
+from .loop import Held, learning_rate
 from .record import method_facts, peak_memory, summary, write_record
 from .trainer import Lane
 from .writer import Writer, snapshot
@@ -223,7 +223,8 @@ class Run:
             hits["teacher_table_hits"] = 100 * (self.table.hits - before) / max(1, len(index))
         progress.open(epoch)
         drawn, rest = self._drawn(epoch), sizes[self.meter.step :]
-        for _ in self.trainer.epoch(planned["lr"], index, view, answers, drawn, rest):
+        held = self._held(epoch)
+        for _ in self.trainer.epoch(planned["lr"], index, view, answers, drawn, rest, held):
             progress(self.meter)
             self.spent = time.perf_counter() - start
             self.writer.check()
@@ -272,6 +273,22 @@ class Run:
             return None
         generator = epoch_generator(self.cfg.SOLVER.SEED, epoch, 2)
         return torch.rand(len(self.train_set), draws, generator=generator).to(self.device)
+
+    def _held(self, epoch: int) -> Callable[[int], Held | None]:
+        """Images held out and their labels, of the epoch's steps in which the method takes some."""
+        every, solver = self.trainer.held_every, self.cfg.SOLVER
+        if not every:
+            return lambda step: None
+        keys = self.test_set.draw(epoch_generator(solver.SEED, epoch, 4))
+        parts = list(zip(*(key.split(solver.BATCH_SIZE) for key in keys), strict=True))
+
+        def held(step: int) -> Held | None:
+            if step % every:
+                return None
+            batch = self.test_set.batch(*parts[step // every % len(parts)])
+            return batch.image, batch.target
+
+        return held
 
     def _predict(self, network: nn.Module) -> Tensor:
         size = self.cfg.DATASET.TEST.BATCH_SIZE

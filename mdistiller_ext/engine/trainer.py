@@ -1,6 +1,6 @@
 """What a run trains with, and what of it the next run can take over."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from .build import (
     takes_features,
 )
 from .graph import DeviceSteps
-from .loop import Meter, train_epoch
+from .loop import Held, Meter, train_epoch
 from .replicas import Replica
 from .shared import Shared
 
@@ -37,6 +37,7 @@ class Trainer:
         replica: the distiller as one of several processes has it, or None.
         captured: the step as a CUDA graph, or None.
         draws: the random numbers that the method needs for each image.
+        held_every: in every how manieth step it takes images held out, or 0.
         random: the state of the random generators when the initial weights were drawn.
     """
 
@@ -67,6 +68,9 @@ class Trainer:
             CompiledStudent(self.distiller.student)
         ours = source(cfg.DISTILLER) == "ext"
         self.draws = self.distiller.draws(facts(cfg.DATASET).classes) if ours else 0
+        self.held_every = self.distiller.held_every if ours else 0
+        if self.held_every:
+            _check_look_ahead(cfg)
         # A method of the toolkit may change its teacher.
         self.frozen = ("teacher.",) if ours else ()
         self.meter = Meter(1, -(-len(self.data) // cfg.SOLVER.BATCH_SIZE))
@@ -141,6 +145,7 @@ class Trainer:
         answers: Tensor | None,
         drawn: Tensor | None,
         sizes: list[int],
+        held: Callable[[int], Held | None] = lambda step: None,
     ) -> Iterator[None]:
         """The steps of the meter's epoch that it has not seen; after each launch of some it yields.
 
@@ -149,6 +154,7 @@ class Trainer:
             answers: the teacher's logits in that order, (M, C), where there is a table.
             drawn: the epoch's random numbers by image, (N, draws), where there are some.
             sizes: of this process's batches.
+            held: images held out and their labels, of a step that takes some.
         """
         if self.captured:
             yield from self.captured.epoch(lr, index, view, answers, drawn)
@@ -166,11 +172,15 @@ class Trainer:
             self.autocast,
             now,
             drawn,
+            held,
         )
         self.world.merge(self.meter)
 
     def _captured(self, cfg: CfgNode) -> DeviceSteps | None:
         """The step as a CUDA graph, or None for a method that does not allow it."""
+        if self.held_every:
+            print(f"{cfg.DISTILLER.TYPE} runs without a CUDA graph: not all of its steps are alike")
+            return None
         try:
             return DeviceSteps(
                 self.distiller,
@@ -186,6 +196,21 @@ class Trainer:
             reason = str(error).split("\n", 1)[0]
             print(f"{cfg.DISTILLER.TYPE} runs without a CUDA graph: {reason}")
             return None
+
+
+def _check_look_ahead(cfg: CfgNode) -> None:
+    """Of a method that takes images held out, and looks at what its student would answer."""
+    method = cfg.DISTILLER.TYPE
+    if not cfg.DATASET.HOLDOUT:
+        raise ConfigError(
+            f"DATASET.HOLDOUT: 0.0 is not allowed: {method} takes images held out: expected a "
+            f"share above 0, as 0.1"
+        )
+    if cfg.SOLVER.COMPILE:
+        raise ConfigError(
+            f"SOLVER.COMPILE: True is not allowed: {method} takes the student at other weights: "
+            f"expected False"
+        )
 
 
 def kind(cfg: CfgNode) -> dict[str, Any]:

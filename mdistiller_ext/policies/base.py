@@ -1,7 +1,7 @@
 """What a policy changes in a pair before it is compared, and what it declares."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -9,15 +9,16 @@ from torch import Tensor
 
 from ..losses import Pair
 from ..plugins import check_free
-from ..settings import Rule, Settings
+from ..settings import Rule, Settings, number, setting
 
 POLICIES: dict[str, type["Policy"]] = {}
 
-# What policies own, in the order in which they act: classes before statistics, statistics before
-# spread. Of each slot but the weight, which is a product, there is one owner.
+# What policies own, in the order in which they act: the base before classes that depend on it,
+# classes before statistics, statistics before spread. Of each slot but the weight, which is a
+# product, there is one owner.
 SLOTS = {
-    "classes": "what classes are compared",
     "base": "the base temperature",
+    "classes": "what classes are compared",
     "statistic": "the temperature's statistic",
     "spread": "how temperatures spread over the batch",
     "weight": "the weight of each sample",
@@ -55,15 +56,22 @@ class Context(NamedTuple):
             an epoch wherever it is trained; the toolkit's own trainer draws none.
         whole: a value (B,) of each sample of this process -> the values of the whole batch, and
             where these are in it.
-        slope: a pair of this step -> the gradient of its distillation loss, factor and weights
-            included, by the logits that the student gave, (B, C); summed over samples.
+        held: images (M, 3, H, W) and labels (M,) that nothing is trained on, in the steps in which
+            the method asks for them; the toolkit's own trainer has none.
+        slope: a pair of this step, as a policy has it -> the gradient of what becomes of its
+            distillation loss, factor and weights included, by the logits that the student gave,
+            (B, C); summed over samples.
+        ahead: how these logits change, (B, C), as the student's weights go along the gradient of
+            the cross-entropy of `held`; where there is some.
     """
 
     now: Mapping[str, float | Tensor]
     answers: Tensor | None = None
     drawn: Tensor | None = None
     whole: Callable[[Tensor], tuple[Tensor, slice]] = _alone
+    held: tuple[Tensor, Tensor] | None = None
     slope: Callable[[Pair], Tensor] | None = None
+    ahead: Callable[[], Tensor] | None = None
 
     def uniform(self, like: Tensor) -> Tensor:
         """The numbers drawn for this step, as of `like`'s shape."""
@@ -102,6 +110,11 @@ class Policy(Settings):
         """Whether weight decay acts on the parameters of what `build` makes."""
         return True
 
+    @property
+    def held_every(self) -> int:
+        """In every how manieth step it wants images that are held out, or 0."""
+        return 0
+
     def schedule(self, epoch: int, run: RunFacts) -> dict[str, float]:
         """The settings that depend on the epoch, counted from 1, by the names of their logs."""
         return {}
@@ -129,6 +142,21 @@ class Policy(Settings):
     def unreached(self, run: RunFacts) -> dict[str, Any]:
         """What of its settings a run never comes to: key -> (values, reason)."""
         return {}
+
+
+@dataclass(frozen=True)
+class Bounds(Settings):
+    """Of a temperature that is found while training."""
+
+    LOW: float = setting(0.25, number(0, 1, open_low=True), "lowest temperature, as a share of T")
+    HIGH: float = setting(2.0, number(1, 100), "highest temperature, likewise")
+
+
+def with_share(pair: Pair, share: Tensor) -> Pair:
+    """At this share (B,) of the base temperature; what comes of it is logged."""
+    pair = pair.spread(share)
+    assert isinstance(pair.tau, Tensor)
+    return replace(pair, seen=pair.seen | {"mean_temperature": pair.tau.detach().sum()})
 
 
 def stage_of_epoch(epoch: int, step_epochs: int, stages: int) -> int:

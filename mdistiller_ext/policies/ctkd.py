@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..losses import Pair
 from ..settings import SWITCH, count, number, setting
-from .base import Context, Policy, RunFacts
+from .base import Context, Policy, RunFacts, with_share
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ class LearnedTemperature(nn.Module):
         low, high = self.settings.LOW, self.settings.HIGH
         theta = against(self.theta, context.now["ctkd_strength"])
         share = low + (high - low) * theta.sigmoid()
-        pair = pair.spread(share.to(pair.student).expand(len(pair.target)))
-        assert isinstance(pair.tau, Tensor)
-        return replace(pair, seen=pair.seen | {"mean_temperature": pair.tau.detach().sum()})
+        return with_share(pair, share.to(pair.student).expand(len(pair.target)))
 
 
 def against(parameter: Tensor, strength: float | Tensor) -> Tensor:

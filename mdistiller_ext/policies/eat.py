@@ -52,7 +52,7 @@ class EAT(Policy):
             return pair
         relative = context.now["eat_temperature"] / context.now["temperature"]
         there = pair.spread(torch.ones_like(pair.student[:, 0]) * relative)
-        here, of_eat = (_gradient_norm(p, context) for p in (pair, there))
+        here, of_eat = (gradient_norm(p, context) for p in (pair, there))
         share = of_eat / here.clamp_min(torch.finfo(here.dtype).tiny)
         return pair.weighted(share.expand(len(pair.target)))
 
@@ -88,7 +88,7 @@ def epoch_temperature(
     return temperature * (1 + spread - 2 * spread * stage / (stages - 1))
 
 
-def _gradient_norm(pair: Pair, context: Context) -> Tensor:
+def gradient_norm(pair: Pair, context: Context) -> Tensor:
     """The length of the gradient of the whole batch's loss by the student's logits, ()."""
     assert context.slope is not None
     squares, _ = context.whole(context.slope(pair).square().sum(dim=1))

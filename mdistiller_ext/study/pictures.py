@@ -29,6 +29,11 @@ METRICS = (
         "Distance between student and teacher by epoch (the paper's Figure 3); bands end at 0.",
     ),
 )
+# What a method finds while it trains, means over the images of an epoch.
+FOUND = (
+    ("found_temperature", "mean_temperature", "temperature", "The temperatures found."),
+    ("found_pruning", "mean_pruned_ratio", "pruned share of the classes", "The pruning found."),
+)
 SCHEDULES = (
     ("temperature", "temperature", "temperature", "The temperature schedules as run."),
     ("pruning", "pruned_ratio", "pruned share of the classes", "The pruning as run."),
@@ -58,6 +63,9 @@ def pictures(
         )
         for name, key, label, most, caption in METRICS:
             figure = plots.by_epoch(study, records, student, key, label, most)
+            add(f"{name}_{student}", f"{student}: {caption}", figure)
+        for name, key, label, caption in FOUND:
+            figure = plots.by_epoch(study, records, student, key, label)
             add(f"{name}_{student}", f"{student}: {caption}", figure)
         for name, key, label, caption in SCHEDULES:
             figure = plots.schedule(study, records, student, key, label)

@@ -7,7 +7,7 @@ import yaml
 
 from . import plots
 from .formats import PAGES, drawn, embedded
-from .pictures import SCHEDULES
+from .pictures import FOUND, SCHEDULES
 
 
 def page(runs: Mapping[str, dict[str, Any]], facts: Mapping[str, Mapping[str, str]]) -> str:
@@ -30,6 +30,9 @@ def page(runs: Mapping[str, dict[str, Any]], facts: Mapping[str, Mapping[str, st
         "Accuracy: in training on augmented images, while the weights change; on the test set, "
         "or the images held out, after the epoch.": plots.by_run(histories, top1, steps=False),
         "What was constant within an epoch.": plots.by_run(histories, schedules, steps=True),
+        "What was found while training, means over the images of an epoch.": plots.by_run(
+            histories, {key: label for _, key, label, _ in FOUND}, steps=False
+        ),
     }
     for name, epochs in histories.items():
         figures[f"{name}: the groups of DAT, by their loss."] = plots.dat_groups([epochs])
