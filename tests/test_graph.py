@@ -123,7 +123,7 @@ def test_no_step_waits_for_its_device_or_brings_anything_there(name, classes, mo
         group["lr"] = 0.1  # SGD without a kernel of its own would ask for the tensor's value
     distiller.train()
     with OnDevice():
-        steps.take(8, 2)
+        steps.alone.take(8, 2)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_step_that_waits_or_brings_something_is_seen(slip):
     distiller.value = lambda pair: slip(pair.student) and live(pair)
     steps = DeviceSteps(distiller, *others, 8, Meter(1, 3), nullcontext, 10)
     with OnDevice(), pytest.raises((RuntimeError, NotImplementedError, AssertionError)):
-        steps.step(8)
+        steps.alone.step(8)
 
 
 def test_launches_are_of_several_steps_where_so_many_are_left():
@@ -234,7 +234,7 @@ def capture(monkeypatch, gpu, fail_at=None):
     _, distiller, optimizer, data = parts("DKD_EAT_DAT_LP")
     steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, 0, steps=2)
     before = {key: value.clone() for key, value in distiller.state_dict().items()}
-    count, live = iter(range(100)), steps.step
+    count, live = iter(range(100)), steps.alone.step
 
     def step(size):
         gpu.calls.append(f"step of {size} on {gpu.current}, mode {gpu.mode}")
@@ -243,7 +243,7 @@ def capture(monkeypatch, gpu, fail_at=None):
         if next(count) == fail_at:
             raise RuntimeError("called a synchronizing CUDA operation")
 
-    monkeypatch.setattr(steps, "step", step)
+    monkeypatch.setattr(steps.alone, "step", step)
     distiller.train()
     return steps, before
 
@@ -261,8 +261,8 @@ def is_as_before(steps, before):
 def test_a_capture_tries_the_step_first_and_leaves_no_trace(monkeypatch):
     gpu = Gpu(monkeypatch)
     steps, before = capture(monkeypatch, gpu)
-    steps.capture(CPU)
-    assert sorted(steps.graphs) == [(6, 1), (8, 1), (8, 2)] and is_as_before(steps, before)
+    steps.alone.capture(CPU)
+    assert sorted(steps.alone.graphs) == [(6, 1), (8, 1), (8, 2)] and is_as_before(steps, before)
     first_capture = next(i for i, call in enumerate(gpu.calls) if call.startswith("capture"))
     tried = gpu.calls[:first_capture]
     assert tried[0] == "own stream waits for default stream"
@@ -281,8 +281,8 @@ def test_a_step_that_cannot_be_captured_leaves_no_trace(monkeypatch, step):
     gpu = Gpu(monkeypatch)
     steps, before = capture(monkeypatch, gpu, fail_at=step)
     with pytest.raises(RuntimeError, match="synchronizing"):
-        steps.capture(CPU)
-    assert steps.graphs == {} and is_as_before(steps, before)
+        steps.alone.capture(CPU)
+    assert steps.alone.graphs == {} and is_as_before(steps, before)
     assert not any(call.startswith("capture") for call in gpu.calls)
     assert gpu.calls[-1] == "default stream waits for own stream" and gpu.mode == "default"
 
@@ -292,8 +292,8 @@ def test_an_empty_graph_is_refused(monkeypatch):
     gpu = Gpu(monkeypatch, empty=True)
     steps, before = capture(monkeypatch, gpu)
     with pytest.raises(RuntimeError, match="the graph is empty"):
-        steps.capture(CPU)
-    assert steps.graphs == {} and is_as_before(steps, before)
+        steps.alone.capture(CPU)
+    assert steps.alone.graphs == {} and is_as_before(steps, before)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

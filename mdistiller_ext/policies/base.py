@@ -57,6 +57,7 @@ class Context(NamedTuple):
             where these are in it.
         slope: a pair of this step -> the gradient of its distillation loss, factor and weights
             included, by the logits that the student gave, (B, C); summed over samples.
+        logits: the student's logits of the images, (B, C), if they are known already.
     """
 
     now: Mapping[str, float | Tensor]
@@ -64,6 +65,7 @@ class Context(NamedTuple):
     drawn: Tensor | None = None
     whole: Callable[[Tensor], tuple[Tensor, slice]] = _alone
     slope: Callable[[Pair], Tensor] | None = None
+    logits: Tensor | None = None
 
     def uniform(self, like: Tensor) -> Tensor:
         """The numbers drawn for this step, as of `like`'s shape."""
