@@ -14,7 +14,7 @@ from mdistiller_ext import cifar_model_dict, distiller_dict
 from mdistiller_ext.config import get_cfg
 from mdistiller_ext.data import ImageSet
 from mdistiller_ext.engine.build import build_optimizer
-from mdistiller_ext.engine.graph import DeviceSteps
+from mdistiller_ext.engine.graph import DeviceSteps, Launches
 from mdistiller_ext.engine.loop import Meter, learning_rate, train_epoch
 from mdistiller_ext.losses import LOSSES
 from mdistiller_ext.policies import POLICIES
@@ -187,14 +187,21 @@ class Gpu:
         gpu = self
 
         class Stream:
+            def __init__(self, name):
+                self.name = name
+
             def wait_stream(self, other):
                 gpu.calls.append(f"{self} waits for {other}")
 
             def __repr__(self):
-                return "own stream" if self is gpu.own else "default stream"
+                return self.name
 
-        self.own, default = Stream(), Stream()
+        self.own, default, made = Stream("own stream"), Stream("default stream"), []
         self.current = default
+
+        def stream(device):
+            made.append(Stream(f"stream {len(made)}") if made else self.own)  # which captures
+            return made[-1]
 
         class CUDAGraph:
             def replay(self):
@@ -217,8 +224,8 @@ class Gpu:
             yield
 
         for name, value in {
-            "Stream": lambda device: self.own,
-            "current_stream": lambda device: self.current,
+            "Stream": stream,
+            "current_stream": lambda device=None: self.current,
             "default_stream": lambda device: default,
             "stream": on,
             "graph": graph,
@@ -274,6 +281,42 @@ def test_a_capture_tries_the_step_first_and_leaves_no_trace(monkeypatch):
     assert gpu.calls.count("capture on own stream, mode default") == 3
     assert gpu.calls.count("replay") == 3
     assert gpu.calls[-1] == "default stream waits for own stream" and gpu.mode == "default"
+
+
+def test_a_capture_of_several_runs_leaves_no_trace(monkeypatch):
+    """One has begun already: its momentum, its sums and its place are as they were."""
+    gpu, rows = Gpu(monkeypatch), []
+    for name in ("DKD", "KD"):
+        _, distiller, optimizer, data = parts(name)
+        rows.append(DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, 0))
+    begun = rows[1]
+    begun.meter.start(3)
+    next(begun.epoch(0.1, *data.draw(torch.Generator()), None))
+    launches = Launches(rows)
+    before = [tensor.detach().clone() for tensor in launches._state()]
+    first, last = len(Launches(rows[:1])._state()), len(before)
+    live = launches.step
+
+    def step(size):
+        gpu.steps.append(partial(live, size))
+        gpu.calls.append("step")
+        live(size)
+
+    monkeypatch.setattr(launches, "step", step)
+    launches.capture(CPU)
+    after = launches._state()
+    # The first has sums and a momentum for each parameter now, as a step without a trace leaves.
+    added = after[first : len(after) - (last - first)]
+    assert not any(tensor.any() for tensor in added)
+    assert all(map(torch.equal, [*after[:first], *after[first + len(added) :]], before))
+    assert (begun.meter.epoch, begun.meter.sizes, begun.cursor.item()) == (3, [8], 8)
+    assert (rows[0].meter.epoch, rows[0].meter.sizes, rows[0].cursor.item()) == (1, [], 0)
+    # In each step both forward passes fork off and are joined, and then both updates.
+    turn = [f"stream {n} waits for own stream" for n in (1, 2)]
+    turn += [f"own stream waits for stream {n}" for n in (1, 2)]
+    at = gpu.calls.index("step") + 1
+    assert gpu.calls[at : at + 8] == 2 * turn
+    assert gpu.calls[-1] == "default stream waits for own stream"
 
 
 @pytest.mark.parametrize("step", [0, 5])

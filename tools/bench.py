@@ -46,7 +46,7 @@ from mdistiller_ext.toolkit.compat import mend
 from mdistiller_ext.toolkit.locate import find_toolkit
 
 WORKERS = (0, 1, 2, 4)
-FORMS = ("grouped", "vmap", "branches")
+FORMS = ("none", "grouped", "vmap", "branches")
 Work = Callable[[int], int]  # trains at least that many steps, and says how many
 
 
@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> None:
         "and bf16": bench.exact(1, "bf16"),
         f"{args.runs} runs at once, their sum": bench.exact(args.runs),
     }
-    for form in args.forms:
+    for form in (form for form in args.forms if form != "none"):
         rungs[f"{args.runs} stacked runs, {form}, their sum"] = bench.exact(args.runs, form=form)
     print(
         f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
@@ -274,12 +274,15 @@ class Bench:
     def grow(self) -> None:
         """Images/s against the batch size and the number of runs, as Markdown tables."""
         print(f"{self.args.student}, {self.device}, torch {torch.__version__}\n")
-        print("| batch size, one run | images/s |\n|---|---|")
-        for self.args.batch in (32, 64, 128, 256, 512, 1024):
-            print(f"| {self.args.batch} | {self.typical(1)} |", flush=True)
-        self.args.batch, forms = 64, ["none", *self.args.forms]
-        names = ["images/s, apart", *(f"stacked, {form}" for form in self.args.forms)]
-        print(f"\n| runs at once, batch 64 | {' | '.join(names)} |\n|---|{'---|' * len(forms)}")
+        forms = self.args.forms
+        if "none" in forms:
+            print("| batch size, one run | images/s |\n|---|---|")
+            for self.args.batch in (32, 64, 128, 256, 512, 1024):
+                print(f"| {self.args.batch} | {self.typical(1)} |", flush=True)
+            print()
+        self.args.batch = 64
+        print(f"| runs at once, batch 64; stacked: | {' | '.join(forms)} |")
+        print(f"|---|{'---|' * len(forms)}")
         for runs in (1, 2, 4, 8, 16, 32, 64):
             rates = [self.typical(runs, form) for form in forms]
             print(f"| {runs} | {' | '.join(rates)} |", flush=True)
@@ -435,7 +438,11 @@ if __name__ == "__main__":
     parser.add_argument("--eager", action="store_true", help="from rung (e) on without compiling")
     parser.add_argument("--runs", type=int, default=2, help="runs at once from rung (g) on")
     parser.add_argument(
-        "--forms", nargs="*", choices=FORMS, default=FORMS, help="of stacked runs (default: all)"
+        "--forms",
+        nargs="*",
+        choices=FORMS,
+        default=FORMS,
+        help="SOLVER.STACK of runs at once (default: all)",
     )
     parser.add_argument("--steps", type=int, default=10, help="steps of a measurement (default 10)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")

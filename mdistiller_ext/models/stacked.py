@@ -52,12 +52,12 @@ class Stack:
         return self.forward(images).unbind()
 
     def share_gradients(self) -> None:
-        """Add to each network's gradients what a backward pass left of its part."""
+        """Give each network what a backward pass left of its part."""
         rows = zip(*(network.parameters() for network in self.networks), strict=True)
         for mine, parts in zip(self.whole.parameters(), rows, strict=True):
             if mine.grad is not None:
                 for part, row in zip(parts, mine.grad.chunk(len(parts)), strict=True):
-                    part.grad = row if part.grad is None else part.grad + row
+                    part.grad = row
 
     def _grouped(self, images: Sequence[Tensor]) -> Tensor:
         return self.whole(torch.cat(list(images), dim=1))[0]
