@@ -104,6 +104,11 @@ class Solver(Settings):
     AMP: str = setting("none", one_of("none", "bf16"), "bf16: the student in mixed precision")
     TF32: bool = setting(False, SWITCH, "on a GPU: float32 convolutions on tensor cores")
     COMPILE: bool = setting(False, SWITCH, "torch.compile for students without features")
+    STACK: str = setting(
+        "none",
+        one_of("none", "grouped", "vmap", "branches"),
+        "of runs trained together: how students of one architecture take their steps at once",
+    )
     SYNC_BN: bool = setting(False, SWITCH, "on several devices: batch norm over the whole batch")
     CUDA_GRAPH: bool = setting(True, SWITCH, "on a GPU, where the method allows it")
 

@@ -100,6 +100,25 @@ def test_twenty_runs_together_are_the_runs_alone(run, digits_cfg):
         assert_close((records[n], weights(there)), alone)
 
 
+@pytest.mark.parametrize("form", ["grouped", "vmap", "branches"])
+def test_stacked_runs_are_the_runs_alone(run, digits_cfg, form):
+    """One fails: a kernel that multiplies it with zeros would spoil its neighbours."""
+    options = ["SOLVER.LR", "0.001", "SOLVER.EPOCHS", "2"]
+    jobs = [
+        (digits_cfg(method, *options, "SOLVER.STACK", form, "SOLVER.SEED", str(n)), f"run{n}")
+        for n, method in enumerate(["dkd_eat_dat_lp", "dkd_dat", "kd", "kd"])
+    ]
+    more = *options, "SOLVER.STACK", form, "KD.LOSS.KD_WEIGHT", "1e37"
+    jobs.insert(1, (digits_cfg("kd", *more), "broken"))
+    records = train_many(jobs, DEVICE, together=3)
+    assert "not finite" in str(records.pop(1))
+    for record, (cfg, name) in zip(records, jobs[:1] + jobs[2:], strict=True):
+        there = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name)
+        method = cfg.DISTILLER.TYPE.lower()
+        alone = run(f"{name}-alone", method, *options, "SOLVER.SEED", str(cfg.SOLVER.SEED))
+        assert_close((record, weights(there)), alone)
+
+
 @pytest.mark.parametrize("method", ["dkd_eat_dat_lp", "dkd_dat"])
 def test_a_run_stopped_within_an_epoch_goes_on(run, digits_cfg, method):
     options = ["SOLVER.LR", "0.001"]

@@ -15,7 +15,7 @@ from mdistiller_ext.config import get_cfg
 from mdistiller_ext.data import ImageSet
 from mdistiller_ext.distillers import RECIPES
 from mdistiller_ext.engine.build import build_optimizer
-from mdistiller_ext.engine.graph import DeviceSteps
+from mdistiller_ext.engine.graph import DeviceSteps, Launches
 from mdistiller_ext.engine.loop import Meter, learning_rate, train_epoch
 from mdistiller_ext.losses import LOSSES
 from mdistiller_ext.policies import POLICIES
@@ -128,7 +128,7 @@ def test_no_step_waits_for_its_device_or_brings_anything_there(name, with_table,
         group["lr"] = 0.1  # SGD without a kernel of its own would ask for the tensor's value
     distiller.train()
     with OnDevice():
-        steps.take(8, 2)
+        steps.alone.take(8, 2)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_step_that_waits_or_brings_something_is_seen(slip):
     distiller.value = lambda pair: slip(pair.student) and live(pair)
     steps = DeviceSteps(distiller, *others, 8, Meter(1, 3), nullcontext, 10)
     with OnDevice(), pytest.raises((RuntimeError, NotImplementedError, AssertionError)):
-        steps.step(8)
+        steps.alone.step(8)
 
 
 def test_launches_are_of_several_steps_where_so_many_are_left():
@@ -192,14 +192,21 @@ class Gpu:
         gpu = self
 
         class Stream:
+            def __init__(self, name):
+                self.name = name
+
             def wait_stream(self, other):
                 gpu.calls.append(f"{self} waits for {other}")
 
             def __repr__(self):
-                return "own stream" if self is gpu.own else "default stream"
+                return self.name
 
-        self.own, default = Stream(), Stream()
+        self.own, default, made = Stream("own stream"), Stream("default stream"), []
         self.current = default
+
+        def stream(device):
+            made.append(Stream(f"stream {len(made)}") if made else self.own)  # which captures
+            return made[-1]
 
         class CUDAGraph:
             def replay(self):
@@ -222,8 +229,8 @@ class Gpu:
             yield
 
         for name, value in {
-            "Stream": lambda device: self.own,
-            "current_stream": lambda device: self.current,
+            "Stream": stream,
+            "current_stream": lambda device=None: self.current,
             "default_stream": lambda device: default,
             "stream": on,
             "graph": graph,
@@ -239,7 +246,7 @@ def capture(monkeypatch, gpu, fail_at=None):
     _, distiller, optimizer, data = parts("DKD_EAT_DAT_LP")
     steps = DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, 0, steps=2)
     before = {key: value.clone() for key, value in distiller.state_dict().items()}
-    count, live = iter(range(100)), steps.step
+    count, live = iter(range(100)), steps.alone.step
 
     def step(size):
         gpu.calls.append(f"step of {size} on {gpu.current}, mode {gpu.mode}")
@@ -248,7 +255,7 @@ def capture(monkeypatch, gpu, fail_at=None):
         if next(count) == fail_at:
             raise RuntimeError("called a synchronizing CUDA operation")
 
-    monkeypatch.setattr(steps, "step", step)
+    monkeypatch.setattr(steps.alone, "step", step)
     distiller.train()
     return steps, before
 
@@ -266,8 +273,8 @@ def is_as_before(steps, before):
 def test_a_capture_tries_the_step_first_and_leaves_no_trace(monkeypatch):
     gpu = Gpu(monkeypatch)
     steps, before = capture(monkeypatch, gpu)
-    steps.capture(CPU)
-    assert sorted(steps.graphs) == [(6, 1), (8, 1), (8, 2)] and is_as_before(steps, before)
+    steps.alone.capture(CPU)
+    assert sorted(steps.alone.graphs) == [(6, 1), (8, 1), (8, 2)] and is_as_before(steps, before)
     first_capture = next(i for i, call in enumerate(gpu.calls) if call.startswith("capture"))
     tried = gpu.calls[:first_capture]
     assert tried[0] == "own stream waits for default stream"
@@ -281,13 +288,49 @@ def test_a_capture_tries_the_step_first_and_leaves_no_trace(monkeypatch):
     assert gpu.calls[-1] == "default stream waits for own stream" and gpu.mode == "default"
 
 
+def test_a_capture_of_several_runs_leaves_no_trace(monkeypatch):
+    """One has begun already: its momentum, its sums and its place are as they were."""
+    gpu, rows = Gpu(monkeypatch), []
+    for name in ("DKD", "KD"):
+        _, distiller, optimizer, data = parts(name)
+        rows.append(DeviceSteps(distiller, optimizer, data, 8, Meter(1, 3), nullcontext, 0))
+    begun = rows[1]
+    begun.meter.start(3)
+    next(begun.epoch(0.1, *data.draw(torch.Generator()), None))
+    launches = Launches(rows)
+    before = [tensor.detach().clone() for tensor in launches._state()]
+    first, last = len(Launches(rows[:1])._state()), len(before)
+    live = launches.step
+
+    def step(size):
+        gpu.steps.append(partial(live, size))
+        gpu.calls.append("step")
+        live(size)
+
+    monkeypatch.setattr(launches, "step", step)
+    launches.capture(CPU)
+    after = launches._state()
+    # The first has sums and a momentum for each parameter now, as a step without a trace leaves.
+    added = after[first : len(after) - (last - first)]
+    assert not any(tensor.any() for tensor in added)
+    assert all(map(torch.equal, [*after[:first], *after[first + len(added) :]], before))
+    assert (begun.meter.epoch, begun.meter.sizes, begun.cursor.item()) == (3, [8], 8)
+    assert (rows[0].meter.epoch, rows[0].meter.sizes, rows[0].cursor.item()) == (1, [], 0)
+    # In each step both forward passes fork off and are joined, and then both updates.
+    turn = [f"stream {n} waits for own stream" for n in (1, 2)]
+    turn += [f"own stream waits for stream {n}" for n in (1, 2)]
+    at = gpu.calls.index("step") + 1
+    assert gpu.calls[at : at + 8] == 2 * turn
+    assert gpu.calls[-1] == "default stream waits for own stream"
+
+
 @pytest.mark.parametrize("step", [0, 5])
 def test_a_step_that_cannot_be_captured_leaves_no_trace(monkeypatch, step):
     gpu = Gpu(monkeypatch)
     steps, before = capture(monkeypatch, gpu, fail_at=step)
     with pytest.raises(RuntimeError, match="synchronizing"):
-        steps.capture(CPU)
-    assert steps.graphs == {} and is_as_before(steps, before)
+        steps.alone.capture(CPU)
+    assert steps.alone.graphs == {} and is_as_before(steps, before)
     assert not any(call.startswith("capture") for call in gpu.calls)
     assert gpu.calls[-1] == "default stream waits for own stream" and gpu.mode == "default"
 
@@ -297,8 +340,8 @@ def test_an_empty_graph_is_refused(monkeypatch):
     gpu = Gpu(monkeypatch, empty=True)
     steps, before = capture(monkeypatch, gpu)
     with pytest.raises(RuntimeError, match="the graph is empty"):
-        steps.capture(CPU)
-    assert steps.graphs == {} and is_as_before(steps, before)
+        steps.alone.capture(CPU)
+    assert steps.alone.graphs == {} and is_as_before(steps, before)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

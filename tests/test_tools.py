@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -245,18 +246,21 @@ def test_the_rung_of_many_runs_is_called_their_sum(workdir, capsys):
     tool = runpy.run_path(str(ROOT / "tools" / "bench.py"))
     cls = tool["Bench"]
     bench = cls.__new__(cls)
-    run = iter(int, 1)  # without end
-    bench.run = lambda cfg, amp: (None, run)
+    bench.device, bench.args = torch.device("cpu"), SimpleNamespace(batch=1, eager=True)
+    bench.data = range(10)
+    bench.run = lambda cfg, amp, meter, stacked: map(meter.count, repeat(1))
     assert bench.exact(2)(10) == 10 and bench.exact(4)(10) == 12
     first = SimpleNamespace(name="first", rate=lambda steps: 10.0, end=lambda: None)
     fake = SimpleNamespace(first=lambda: ("first", first), engine=lambda table: 10.0)
-    fake.exact, fake.rate, fake.floor = lambda runs, amp="": 10.0 * runs, float, lambda: 100.0
+    fake.exact = lambda runs, amp="", form="none": (20.0 if form == "vmap" else 10.0) * runs
+    fake.rate, fake.floor = float, lambda: 100.0
     tool["main"].__globals__["Bench"] = lambda *_: fake
     args = dict.fromkeys(("batch", "steps", "rounds", "runs"), 2)
-    args |= dict.fromkeys(("grow", "json"), None) | {"device": "cpu"}
+    args |= dict.fromkeys(("grow", "json"), None) | {"device": "cpu", "forms": ["grouped", "vmap"]}
     tool["main"](argparse.Namespace(**args, teacher="t", student="s", method="m"))
     output = capsys.readouterr().out
     assert re.search(r"\(g\) 2 runs at once, their sum +20 images/s +2\.00 x", output)
+    assert re.search(r"\(i\) 2 stacked runs, vmap, their sum +40 images/s +4\.00 x", output)
     row = re.compile(r"\(g\) 2 runs at once, their sum \|")
     assert row.search((ROOT / "docs" / "performance.md").read_text())
 

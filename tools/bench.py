@@ -37,6 +37,7 @@ from mdistiller_ext.engine import pick_device
 from mdistiller_ext.engine.build import CompiledStudent, build_autocast, build_optimizer
 from mdistiller_ext.engine.graph import DeviceSteps
 from mdistiller_ext.engine.loop import Meter, train_epoch
+from mdistiller_ext.engine.stacked import Stacked
 from mdistiller_ext.errors import ConfigError
 from mdistiller_ext.files import write_atomically
 from mdistiller_ext.teacher import TeacherTable
@@ -45,6 +46,7 @@ from mdistiller_ext.toolkit.compat import mend
 from mdistiller_ext.toolkit.locate import find_toolkit
 
 WORKERS = (0, 1, 2, 4)
+FORMS = ("none", "grouped", "vmap", "branches")
 Work = Callable[[int], int]  # trains at least that many steps, and says how many
 
 
@@ -68,6 +70,8 @@ def main(args: argparse.Namespace) -> None:
         "and bf16": bench.exact(1, "bf16"),
         f"{args.runs} runs at once, their sum": bench.exact(args.runs),
     }
+    for form in (form for form in args.forms if form != "none"):
+        rungs[f"{args.runs} stacked runs, {form}, their sum"] = bench.exact(args.runs, form=form)
     print(
         f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
         f"{args.teacher} -> {args.student}, {args.method}, batch {args.batch}"
@@ -85,7 +89,7 @@ def main(args: argparse.Namespace) -> None:
         {"name": name, "images_per_s": statistics.median(r), "ratio": statistics.median(ratios)}
         for name, (r, ratios) in found.items()
     ]
-    for letter, row in zip("abcdefg", rows, strict=True):
+    for letter, row in zip("abcdefghij", rows, strict=False):
         print(
             f"({letter}) {row['name']:<42} {row['images_per_s']:>10,.0f} images/s  "
             f"{row['ratio']:>6.2f} x"
@@ -176,23 +180,30 @@ class Bench:
 
         return work
 
-    def exact(self, runs: int, amp: str = "none") -> Work:
+    def exact(self, runs: int, amp: str = "none", form: str = "none") -> Work:
         """What tools/train.py does: a full table, a compiled student, on a CPU channels-last, on a
-        GPU a graph."""
-        epochs = [self.run(get_cfg(), amp) for _ in range(runs)]
+        GPU a graph; with SOLVER.STACK as `form` says."""
+        stacked = None if form == "none" else Stacked(form, not self.args.eager)
+        lanes, stream = [], None
+        for _ in range(runs):
+            if self.device.type == "cuda" and not (stacked and stream):
+                stream = torch.cuda.Stream(self.device)
+            meter = Counter(1, -(-len(self.data) // self.args.batch))
+            lanes.append((stream, meter, self.run(get_cfg(), amp, meter, stacked)))
 
         def work(steps: int) -> int:
-            turns = -(-steps // runs)
-            for _ in range(turns):
-                for stream, run in epochs:
+            end = steps + sum(meter.total for _, meter, _ in lanes)
+            while (done := sum(meter.total for _, meter, _ in lanes)) < end:
+                for stream, _, run in lanes:
                     with torch.cuda.stream(stream):
                         next(run)
-            return turns * runs
+            return done - end + steps
 
+        work(1)
         return work
 
-    def run(self, cfg: CfgNode, amp: str) -> tuple[torch.cuda.Stream | None, Iterator[None]]:
-        """A run's stream, and its steps without end."""
+    def run(self, cfg: CfgNode, amp: str, meter: Meter, stacked: Stacked | None) -> Iterator[None]:
+        """A run's steps without end, some each time that it is advanced."""
         args, cuda = self.args, self.device.type == "cuda"
         distiller = distiller_dict[args.method](*self.networks(), cfg)
         if not cuda:
@@ -202,27 +213,19 @@ class Bench:
         optimizer = build_optimizer(cfg, distiller)
         autocast = build_autocast(amp, self.device)
         answers = torch.randn(len(self.data), 100, device=self.device)
-        meter = Meter(1, -(-len(self.data) // args.batch))
-        stream = torch.cuda.Stream(self.device) if cuda else None
-
-        def eager() -> Iterator[None]:
-            while True:
-                meter.start(1)
-                batches = self.data.epoch(args.batch, self.generator)
-                batches = zip(batches, answers.split(args.batch), strict=True)
-                now = distiller.schedule(1)
-                yield from train_epoch(distiller, optimizer, batches, meter, autocast, now)
-
-        def captured() -> Iterator[None]:
-            steps = DeviceSteps(distiller, optimizer, self.data, args.batch, meter, autocast, 100)
-            while True:
-                meter.start(1)
-                yield from steps.epoch(0.05, *self.data.draw(self.generator), answers)
-
-        with torch.cuda.stream(stream):
-            steps = captured() if cuda else eager()
-            next(steps)
-        return stream, steps
+        device_steps = None
+        if cuda or stacked:
+            parts = distiller, optimizer, self.data, args.batch, meter, autocast, 100
+            device_steps = DeviceSteps(*parts, stacked=stacked)
+        while True:
+            meter.start(1)
+            if device_steps:
+                yield from device_steps.epoch(0.05, *self.data.draw(self.generator), answers)
+                continue
+            batches = self.data.epoch(args.batch, self.generator)
+            batches = zip(batches, answers.split(args.batch), strict=True)
+            now = distiller.schedule(1)
+            yield from train_epoch(distiller, optimizer, batches, meter, autocast, now)
 
     def keys(self, steps: int) -> tuple[Tensor, Tensor]:
         """(index, view) of images and views drawn anew."""
@@ -271,18 +274,34 @@ class Bench:
     def grow(self) -> None:
         """Images/s against the batch size and the number of runs, as Markdown tables."""
         print(f"{self.args.student}, {self.device}, torch {torch.__version__}\n")
-        for title, values, name in (
-            ("batch size, one run", (32, 64, 128, 256, 512, 1024), "batch"),
-            ("runs at once, batch 64", (1, 2, 4, 8, 16, 32, 64), "runs"),
-        ):
-            print(f"| {title} | images/s |\n|---|---|")
-            for value in values:
-                self.args.batch = value if name == "batch" else 64
-                work = self.exact(value if name == "runs" else 1)
-                work(3)
-                rates = [self.rate(work) for _ in range(self.args.rounds)]
-                print(f"| {value} | {statistics.median(rates):,.0f} |", flush=True)
+        forms = self.args.forms
+        if "none" in forms:
+            print("| batch size, one run | images/s |\n|---|---|")
+            for self.args.batch in (32, 64, 128, 256, 512, 1024):
+                print(f"| {self.args.batch} | {self.typical(1)} |", flush=True)
             print()
+        self.args.batch = 64
+        print(f"| runs at once, batch 64; stacked: | {' | '.join(forms)} |")
+        print(f"|---|{'---|' * len(forms)}")
+        for runs in (1, 2, 4, 8, 16, 32, 64):
+            rates = [self.typical(runs, form) for form in forms]
+            print(f"| {runs} | {' | '.join(rates)} |", flush=True)
+
+    def typical(self, runs: int, form: str = "none") -> str:
+        """Images/s of all runs, the median over the rounds."""
+        work = self.exact(runs, form=form)
+        work(3)
+        return f"{statistics.median(self.rate(work) for _ in range(self.args.rounds)):,.0f}"
+
+
+class Counter(Meter):
+    """A meter that knows how many steps were taken in all epochs."""
+
+    total = 0
+
+    def count(self, images: int) -> None:
+        super().count(images)
+        self.total += 1
 
 
 class Outputs(TorchDispatchMode):
@@ -416,8 +435,15 @@ if __name__ == "__main__":
     parser.add_argument("--student", default="resnet8", choices=cifar_model_dict)
     parser.add_argument("--method", default="DKD", choices=["KD", "DKD"])
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--eager", action="store_true", help="rungs (e) to (g) without compiling")
-    parser.add_argument("--runs", type=int, default=2, help="runs at once in rung (g)")
+    parser.add_argument("--eager", action="store_true", help="from rung (e) on without compiling")
+    parser.add_argument("--runs", type=int, default=2, help="runs at once from rung (g) on")
+    parser.add_argument(
+        "--forms",
+        nargs="*",
+        choices=FORMS,
+        default=FORMS,
+        help="SOLVER.STACK of runs at once (default: all)",
+    )
     parser.add_argument("--steps", type=int, default=10, help="steps of a measurement (default 10)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
     parser.add_argument(

@@ -7,7 +7,7 @@
 # Each call goes on where the last one was stopped, and ends after MINUTES. Runs and checkpoints are
 # kept in WORK; OUT receives small files to take along: figures, each piece's log, packed studies, and
 # the state of the teacher that is trained. A piece that failed is not tried again: its log says why.
-# KEY VALUE pairs, as SOLVER.TF32 True, hold for the studies.
+# KEY VALUE pairs, as SOLVER.TF32 True or the best SOLVER.STACK, hold for the studies.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 : "${OUT:?a folder for what is to be taken along}"
@@ -50,7 +50,10 @@ else
         --json "$OUT/ladder.json"
     study paper_table1_cpu studies/paper_table1_cpu.yaml "${data[@]}" \
         DISTILLER.TEACHER_CKPT "$TEACHER" "$@"
-    piece grow python tools/bench.py --root "$DATA" --device cuda --rounds 3 --steps 400 --grow
+    for form in none grouped vmap branches; do # of 1 to 64 runs, apart and stacked
+        piece "grow_$form" python tools/bench.py --root "$DATA" --device cuda --rounds 3 --steps 400 \
+            --grow --forms "$form"
+    done
     piece teacher python tools/train.py --cfg configs/cifar100/teacher_resnet110.yaml --resume \
         --device cuda "${data[@]}" LOG.PREFIX "$WORK" EXPERIMENT.NAME resnet110 SOLVER.AMP bf16
     for file in latest record.json student_last; do

@@ -76,8 +76,12 @@ class Distiller(nn.Module):
         if logits_teacher is None:
             with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
                 logits_teacher, _ = self.teacher(image)
-        logits_student, _ = self.student(image)
-        return at_least_float32(logits_student), at_least_float32(logits_teacher)
+        return self.student_logits(image, context), at_least_float32(logits_teacher)
+
+    def student_logits(self, image: Tensor, context: Context) -> Tensor:
+        """The student's alone."""
+        logits = self.student(image)[0] if context.logits is None else context.logits
+        return at_least_float32(logits)
 
     def forward_train(
         self, *, image: Tensor, target: Tensor, context: Context, **kwargs: Any
@@ -100,6 +104,6 @@ class Vanilla(Distiller):
     def __init__(self, student: nn.Module, teacher: nn.Module | None = None, cfg: Any = None):
         super().__init__(student, nn.Identity() if teacher is None else teacher)
 
-    def forward_train(self, *, image: Tensor, target: Tensor, **kwargs: Any):
-        logits, _ = self.student(image)
-        return logits, {"loss_ce": F.cross_entropy(at_least_float32(logits), target)}
+    def forward_train(self, *, image: Tensor, target: Tensor, context: Context, **kwargs: Any):
+        logits = self.student_logits(image, context)
+        return logits, {"loss_ce": F.cross_entropy(logits, target)}

@@ -1,17 +1,22 @@
 """A training step whose inputs all lie on the device, so that a CUDA graph can be one launch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import groupby, repeat
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..data import ImageSet
 from ..distillers import Distiller
+from ..models import Stack
 from ..policies import Context
-from .loop import Meter, train_step
+from .loop import Meter, Step, train_step
+
+if TYPE_CHECKING:
+    from .stacked import Stacked
 
 WARM_UP = 2  # steps of each size on a side stream before a capture, as torch.cuda.graph asks for
 STEPS = 16  # of a launch: the host's part and the gaps between graphs become small
@@ -29,6 +34,7 @@ class DeviceSteps:
         steps: how many are launched at once, where so many are left; a run stops between launches.
         classes: the number of the teacher table's logits; 0: the live teacher is part of the step.
         draws: the random numbers that the method needs for each image.
+        stacked: with which runs the steps are taken; they are captured for all of them.
 
     Raises:
         Exception: whatever a method raises that cannot be captured; nothing was changed then.
@@ -45,6 +51,7 @@ class DeviceSteps:
         classes: int,
         draws: int = 0,
         steps: int | None = None,
+        stacked: "Stacked | None" = None,
     ) -> None:
         self.distiller, self.optimizer, self.data = distiller, optimizer, data
         self.meter, self.autocast, self.steps = meter, autocast, steps or STEPS
@@ -64,11 +71,11 @@ class DeviceSteps:
             name: torch.tensor(float(value), dtype=torch.float64, device=device)
             for name, value in distiller.schedule(1).items()
         }
-        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
-        if device.type == "cuda":
+        self.alone, self.stacked = Launches([self]), stacked
+        if device.type == "cuda" and not stacked:
             distiller.train()
             with torch.cuda.device(device):
-                self.capture(device)
+                self.alone.capture(device)
 
     def epoch(
         self,
@@ -97,14 +104,12 @@ class DeviceSteps:
         self.lr.fill_(lr)
         for name, value in self.distiller.schedule(self.meter.epoch).items():
             self.settings[name].fill_(value)
-        for size, count in self.launches(self.meter.step):
-            if self.graphs:
-                self.graphs[size, count].replay()
+        for launch in self.launches(self.meter.step):
+            if self.stacked:
+                yield from self.stacked.turn(self, launch)
             else:
-                self.take(size, count)
-            for _ in range(count):
-                self.meter.count(size)
-            yield
+                self.alone(*launch)
+                yield
 
     def launches(self, first: int = 0) -> Iterator[tuple[int, int]]:
         """(batch size, steps) of each launch of an epoch, from its step `first` on."""
@@ -113,12 +118,8 @@ class DeviceSteps:
             yield from repeat((size, self.steps), together)
             yield from repeat((size, 1), alone)
 
-    def take(self, size: int, count: int) -> None:
-        for _ in range(count):
-            self.step(size)
-
-    def step(self, size: int) -> None:
-        """The next `size` images of the epoch."""
+    def ask(self, size: int) -> Step:
+        """The step with the next `size` images of the epoch."""
         place = self.cursor + torch.arange(size, device=self.cursor.device)
         batch = self.data.batch(self.index[place], self.view[place])
         context = Context(
@@ -126,63 +127,102 @@ class DeviceSteps:
             None if self.answers is None else self.answers[place],
             None if self.drawn is None else self.drawn[batch.index],
         )
+        self.cursor += size
         # No epoch: a method that counts on it, rather than on its schedule, fails here and now
         # instead of training every epoch as the one that was captured.
-        train_step(self.distiller, self.optimizer, batch, None, context, self.meter, self.autocast)
-        self.cursor += size
+        return Step(self.distiller, self.optimizer, batch, None, context, self.meter, self.autocast)
+
+
+class Launches:
+    """Steps of some runs at once, as CUDA graphs when they were captured."""
+
+    def __init__(self, rows: Sequence[DeviceSteps], stack: Stack | None = None) -> None:
+        self.rows, self.stack = rows, stack
+        self.streams: list[torch.cuda.Stream] = []
+        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+
+    def __call__(self, size: int, count: int) -> None:
+        """Take the next `count` steps of `size` images."""
+        if self.graphs:
+            self.graphs[size, count].replay()
+        else:
+            self.take(size, count)
+        for row in self.rows:
+            for _ in range(count):
+                row.meter.count(size)
+
+    def take(self, size: int, count: int) -> None:
+        for _ in range(count):
+            self.step(size)
+
+    def step(self, size: int) -> None:
+        steps = [row.ask(size) for row in self.rows]
+        train_step(*steps, stack=self.stack, streams=self.streams)
 
     def capture(self, device: torch.device) -> None:
-        """Capture a graph of each kind of launch; weights and optimizer stay as they were.
+        """Capture a graph of each kind of launch; all that a step changes stays as it was.
 
         On the stream of the moment, which is the run's own: cuBLAS gives the graphs of one stream
         one workspace, and those of several runs are replayed side by side.
+
+        Raises:
+            Exception: whatever a method raises that cannot be captured; nothing was changed then.
         """
-        kept = [tensor.clone() for tensor in self._state()]
+        kept = {tensor: tensor.detach().clone() for tensor in self._state()}
+        meters = [(row, row.meter.epoch, row.meter.sizes) for row in self.rows]
         stream = torch.cuda.current_stream(device)
         if stream == torch.cuda.default_stream(device):  # on which nothing can be captured
             stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
+        if len(self.rows) > 1:
+            self.streams = [torch.cuda.Stream(device) for _ in self.rows]
         # Single steps, too: a run may go on in the middle of an epoch.
-        kinds = dict.fromkeys([*self.launches(), *((size, 1) for size in self.sizes)])
+        first = self.rows[0]
+        kinds = dict.fromkeys([*first.launches(), *((size, 1) for size in first.sizes)])
         graphs = {}
         try:
             with torch.cuda.stream(stream):
-                for size in WARM_UP * list(set(self.sizes)):
+                for size in WARM_UP * list(set(first.sizes)):
                     self._try(partial(self.step, size))
                 # What waits for the device would fail in the capture, and leave it half made.
                 with _no_synchronisation():
-                    for size in set(self.sizes):
+                    for size in set(first.sizes):
                         self._try(partial(self.step, size))
                 for size, count in kinds:
                     graph = graphs[size, count] = torch.cuda.CUDAGraph()
                     with torch.cuda.graph(graph, stream=stream):
                         self.take(size, count)
                     self._try(graph.replay)
-                    if self.cursor.item() != size * count:
+                    if any(row.cursor.item() != size * count for row in self.rows):
                         raise RuntimeError("the graph is empty")
         finally:
             torch.cuda.current_stream(device).wait_stream(stream)
-            tensors = self._state()
-            for tensor, before in zip(tensors, kept, strict=False):
-                tensor.copy_(before)
-            for tensor in tensors[len(kept) :]:  # momentum, of which SGD begins with none
-                tensor.zero_()
-            self.cursor.zero_()
+            with torch.no_grad():
+                for tensor in self._state():
+                    if tensor in kept:
+                        tensor.copy_(kept[tensor])
+                    else:  # momentum, of which SGD begins with none, and the first sums
+                        tensor.zero_()
+            for row, epoch, sizes in meters:
+                row.meter.epoch, row.meter.sizes = epoch, sizes
         self.graphs = graphs
 
     def _try(self, step: Callable[[], None]) -> None:
         """A step on the epoch's first images, as often as one likes."""
-        self.cursor.zero_()
-        self.meter.start(1)
+        for row in self.rows:
+            row.cursor.zero_()
+            row.meter.start(1)
         step()
 
     def _state(self) -> list[Tensor]:
-        """What a step changes, the optimizer's buffers last."""
-        model = [*self.distiller.parameters(), *self.distiller.buffers()]
-        states = (self.optimizer.state[p] for g in self.optimizer.param_groups for p in g["params"])
-        momenta = (state.get("momentum_buffer") for state in states)
-        tensors = [tensor.detach() for tensor in model]
-        return [*tensors, *(momentum for momentum in momenta if momentum is not None)]
+        """What a step changes."""
+        found: list[Tensor] = []
+        for row in self.rows:
+            found += [*row.distiller.parameters(), *row.distiller.buffers(), row.cursor]
+            found += row.meter.tensors
+            states = row.optimizer.state.values()
+            found += [s["momentum_buffer"] for s in states if s.get("momentum_buffer") is not None]
+        return found
 
 
 @contextmanager

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..data import Batch
 from ..errors import RunError
+from ..models import Stack
 from ..policies import Context
 
 Held = tuple[Tensor, Tensor]
@@ -33,9 +35,13 @@ class Meter:
         """Begin an epoch. The tensors stay where they are: a captured step writes into them."""
         self.epoch = epoch
         self.sizes: list[int] = []
-        if self.names:
-            for tensor in (self.terms, self.position, *self.totals.values()):
-                tensor.zero_()
+        for tensor in self.tensors:
+            tensor.zero_()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What steps add to; none before the first."""
+        return [self.terms, self.position, *self.totals.values()] if self.names else []
 
     @property
     def step(self) -> int:
@@ -150,31 +156,78 @@ def train_epoch(
     for batch, answers in batches:
         own = None if drawn is None else drawn[batch.index]
         context = Context(now, answers, own, held=held(meter.step))
-        train_step(distiller, optimizer, batch, meter.epoch, context, meter, autocast)
+        train_step(Step(distiller, optimizer, batch, meter.epoch, context, meter, autocast))
         meter.count(len(batch.target))
         yield
 
 
+class Step(NamedTuple):
+    """What a run's step is taken with; its images are (B, 3, H, W)."""
+
+    distiller: nn.Module
+    optimizer: torch.optim.Optimizer
+    batch: Batch
+    epoch: int | None
+    context: Context
+    meter: Meter
+    autocast: Callable[[], AbstractContextManager]
+
+    def forward(self, logits: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """(student's logits (B, C), losses ()), of these logits if they are known already."""
+        with self.autocast():
+            output, losses = self.distiller(
+                image=self.batch.image,
+                target=self.batch.target,
+                index=self.batch.index,
+                epoch=self.epoch,
+                context=self.context._replace(logits=logits),
+            )
+        self.optimizer.zero_grad()
+        return output, {name: loss.mean() for name, loss in losses.items()}
+
+    def update(self, output: Tensor, losses: dict[str, Tensor]) -> None:
+        self.optimizer.step()
+        monitor = getattr(self.distiller, "monitor", {})
+        self.meter.update(self.batch.target, output, losses, monitor)
+
+
 def train_step(
-    distiller: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    epoch: int | None,
-    context: Context,
-    meter: Meter,
-    autocast: Callable[[], AbstractContextManager],
+    *steps: Step, stack: Stack | None = None, streams: Sequence[torch.cuda.Stream] = ()
 ) -> None:
-    """Forward, the sum of all losses backward, one optimizer step."""
-    with autocast():
-        logits, losses = distiller(
-            image=batch.image,
-            target=batch.target,
-            index=batch.index,
-            epoch=epoch,
-            context=context,
-        )
-    losses = {name: loss.mean() for name, loss in losses.items()}
-    optimizer.zero_grad()
-    torch.stack(list(losses.values())).sum().backward()
-    optimizer.step()
-    meter.update(batch.target, logits, losses, getattr(distiller, "monitor", {}))
+    """Forward, the sum of all losses backward, one optimizer step; of several runs at once.
+
+    None of their gradients depends on another run.
+
+    Args:
+        stack: of the students of these runs, which then need no forward pass of their own.
+        streams: one for each, on which what is its own goes on beside the others'.
+    """
+    logits: Sequence[Tensor | None] = [None] * len(steps)
+    if stack:
+        with steps[0].autocast():
+            logits = stack([step.batch.image for step in steps])
+    forwards = [partial(step.forward, row) for step, row in zip(steps, logits, strict=True)]
+    found = side_by_side(forwards, streams)
+    torch.stack([loss for _, losses in found for loss in losses.values()]).sum().backward()
+    if stack:
+        stack.share_gradients()
+    updates = [partial(step.update, *own) for step, own in zip(steps, found, strict=True)]
+    side_by_side(updates, streams)
+
+
+def side_by_side(
+    works: Sequence[Callable[[], Any]], streams: Sequence[torch.cuda.Stream]
+) -> list[Any]:
+    """What each piece of work returns; on a stream each, if there are some, else in turn."""
+    if not streams:
+        return [work() for work in works]
+    here, results = torch.cuda.current_stream(), []
+    try:
+        for work, stream in zip(works, streams, strict=True):
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                results.append(work())
+    finally:
+        for stream in streams:
+            here.wait_stream(stream)
+    return results

@@ -135,7 +135,8 @@ class Run:
             **environment(self.device),
             "processes": self.world.size,
             "together": self.shared.together,
-            "cuda_graph": self.trainer.captured is not None,
+            "cuda_graph": self.trainer.captured is not None and self.device.type == "cuda",
+            "stack": self.cfg.SOLVER.STACK if self.trainer.stacked else "none",
             "toolkit": toolkit_hash() if source(self.cfg.DISTILLER) == "mdistiller" else None,
             "imported": imported(self.cfg),
             "data": self._fingerprint(),
@@ -199,6 +200,7 @@ class Run:
                 raise Stopped(said, getattr(error, "signum", signal.SIGINT)) from None
             raise
         finally:
+            self.trainer.leave()
             if events:
                 events.close()
 

@@ -14,6 +14,7 @@ from ..memory import check_memory
 from ..teacher import TeacherTable, Weights, load_weights
 from .build import build_table
 from .replicas import World
+from .stacked import Stacked
 from .stop import StopSignals
 
 
@@ -33,6 +34,7 @@ class Shared:
         self.tables: dict[tuple[str, ...], TeacherTable | None] = {}
         self.logits: dict[tuple[str, ...], Tensor] = {}
         self.teachers: dict[Path, Weights] = {}
+        self.stacks: dict[str, Stacked] = {}
 
     def data(self, cfg: CfgNode) -> tuple[ImageSet, ImageSet]:
         """(train, test), on the device."""
@@ -45,6 +47,15 @@ class Shared:
                 check_memory(size, "the padded images", SMALLER, self.device)
             self.sets[key] = train_set.to(self.device), test_set.to(self.device)
         return self.sets[key]
+
+    def stacked(self, cfg: CfgNode) -> Stacked | None:
+        """With which runs one takes its steps, as SOLVER.STACK says; alone with none."""
+        solver = cfg.SOLVER
+        if solver.STACK == "none" or self.together == 1:
+            return None
+        apart = {key: value for key, value in solver.items() if key != "SEED"}
+        key = repr((cfg.DISTILLER.STUDENT, Dataset.read(cfg.DATASET), apart))
+        return self.stacks.setdefault(key, Stacked(solver.STACK, solver.COMPILE))
 
     def weights(self, file: Path) -> Weights:
         """A teacher's, read once."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..data import facts
-from ..distillers import Distiller, source
+from ..distillers import Distiller, Logit, Vanilla, source
 from ..errors import ConfigError
 from ..seeding import random_state, seed_everything
 from ..settings import leaves
@@ -79,7 +79,11 @@ class Trainer:
         if self.world.size > 1:
             self.replica = Replica(self.distiller, self.world, cfg.SOLVER.SYNC_BN)
         self.captured = None
-        if device.type == "cuda" and cfg.SOLVER.CUDA_GRAPH and not self.replica:
+        # These take their student's logits from where they are.
+        stackable = isinstance(self.distiller, (Logit, Vanilla))
+        self.stacked = shared.stacked(cfg) if stackable else None
+        graph = device.type == "cuda" and cfg.SOLVER.CUDA_GRAPH and not self.replica
+        if graph or self.stacked:
             self.captured = self._captured(cfg)
 
     def _initial(self, cfg: CfgNode, weights: Weights | None) -> Distiller:
@@ -98,7 +102,13 @@ class Trainer:
     def release(self) -> None:
         """Give up the captured graphs, with the memory that they hold."""
         if self.captured:
-            self.captured.graphs.clear()
+            self.captured.alone.graphs.clear()
+        self.leave()
+
+    def leave(self) -> None:
+        """Let the runs that it is stacked with go on without it."""
+        if self.stacked and self.captured:
+            self.stacked.leave(self.captured)
 
     @property
     def turns(self) -> int:
@@ -191,6 +201,7 @@ class Trainer:
                 self.autocast,
                 self.table.shape[2] if self.table else 0,
                 self.draws,
+                stacked=self.stacked,
             )
         except Exception as error:  # whatever a method does that a capture forbids
             reason = str(error).split("\n", 1)[0]

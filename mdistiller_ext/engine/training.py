@@ -94,8 +94,11 @@ def train_many(
     with StopSignals() as stop, ExitStack() as stack:
         shared = Shared(device, stop, together=count)
         lanes = []
+        stacked = any(cfg.SOLVER.STACK != "none" for cfg, _ in jobs)
+        stream = None
         for number in range(count):
-            stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+            if device.type == "cuda" and not (stacked and stream):  # steps at once take one
+                stream = torch.cuda.Stream(device)
             steps = follow_each_other(queue, results, Lane(shared), number / count, resume)
             lanes.append((steps, stream))
             stack.callback(_close, steps, stream)
@@ -134,7 +137,8 @@ def follow_each_other(
         number, (cfg, name) = job
         try:
             with opened(cfg, name, lane, resume) as run:
-                yield from repeat(None, round(behind * run.turns))
+                if cfg.SOLVER.STACK == "none":  # else they wait for each other
+                    yield from repeat(None, round(behind * run.turns))
                 yield from run.advance()
                 results[number] = run.record
         except Exception as error:

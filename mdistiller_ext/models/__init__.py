@@ -1,6 +1,7 @@
 """The student and teacher networks."""
 
 from .resnet import ARCHITECTURES, cifar_model_dict, folded
+from .stacked import Stack
 from .zoo import (
     EXPECTED,
     build_network,

@@ -63,6 +63,7 @@ class Context(NamedTuple):
             (B, C); summed over samples.
         ahead: how these logits change, (B, C), as the student's weights go along the gradient of
             the cross-entropy of `held`; where there is some.
+        logits: the student's logits of the images, (B, C), if they are known already.
     """
 
     now: Mapping[str, float | Tensor]
@@ -72,6 +73,7 @@ class Context(NamedTuple):
     held: tuple[Tensor, Tensor] | None = None
     slope: Callable[[Pair], Tensor] | None = None
     ahead: Callable[[], Tensor] | None = None
+    logits: Tensor | None = None
 
     def uniform(self, like: Tensor) -> Tensor:
         """The numbers drawn for this step, as of `like`'s shape."""

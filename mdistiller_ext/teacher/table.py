@@ -174,8 +174,8 @@ class TeacherTable:
                 if progress:
                     progress(len(part))
         self.hits += len(position) - (self.misses - before)
-        if self.device.type == "cuda" and self.misses > before:
-            torch.cuda.current_stream(self.device).synchronize()  # for the streams of other runs
+        if self.resident is not None and self.misses > before:
+            self._wait()
         return found.to(self.device, torch.float32)
 
     def fill(self, progress: Progress | None = None, images: int = 1024) -> None:
@@ -197,7 +197,13 @@ class TeacherTable:
             places = torch.from_numpy(position[whole]).to(self.device)
             resident[places] = torch.from_numpy(rows[whole]).to(self.device)
             self.present[places] = True
+        self._wait()
         self.resident = resident
+
+    def _wait(self) -> None:
+        """Until what was given to the device is done: other runs read it on other streams."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
 
     def _compute(self, position: Tensor) -> Tensor:
         count, chunk = len(position), CHUNK[self.device.type]
