@@ -193,6 +193,18 @@ def test_what_torchrun_would_not_set_is_refused(monkeypatch, given, named):
         World.join(CPU)
 
 
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda", "cpu:gloo,cuda:nccl")])
+def test_tensors_go_by_what_their_device_has(monkeypatch, device, backend):
+    """Also on a machine with a GPU where training is on the CPU."""
+    joined = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)
+    monkeypatch.setattr(dist, "init_process_group", lambda name, timeout: joined.append(name))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    world = World.join(torch.device(device))
+    assert joined == [backend] and (world.rank, world.size) == (1, 2)
+
+
 def test_a_process_says_that_the_first_has_ended(monkeypatch):
     def lost(*_, **__):
         raise RuntimeError("[../gloo/transport/tcp/pair.cc:1] Connection closed by peer")
