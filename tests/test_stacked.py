@@ -162,7 +162,7 @@ def left(step):
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["grouped", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_each_method_of_a_stack_trains_as_alone(digits_cfg, form):
     """Methods, seeds and images differ; the runs have begun alone, and one is taken out again."""
     cfgs = [
@@ -210,7 +210,9 @@ def few(monkeypatch):
     monkeypatch.setattr(digits, "load", lambda: sets)
 
 
-@pytest.fixture(params=["branches", *FORMS])
+@pytest.fixture(
+    params=["grouped", *(pytest.param(f, marks=pytest.mark.slow) for f in ("branches", "vmap"))]
+)
 def stacked(digits_cfg, few, request):
     """Builds configs of few steps; in float64 with the live teacher, as a table is in float32."""
     options = ["SOLVER.STACK", request.param, "SOLVER.BATCH_SIZE", "32", "SOLVER.EPOCHS", "2"]
