@@ -71,6 +71,12 @@ digits.load = few_to_test
 
 
 @pytest.fixture
+def all_digits(monkeypatch) -> None:
+    """For what is compared with another process."""
+    monkeypatch.setattr(digits, "load", read_digits)
+
+
+@pytest.fixture
 def shared(monkeypatch) -> Path:
     """The folder with the real CIFAR-100, read once in a session, and real teachers."""
     if not (SHARED / "cifar-100-binary").is_dir():

@@ -40,7 +40,7 @@ def too_much(workdir) -> set[str]:
     return {name for name, value in more.items() if value > load.ALLOWED[name]}
 
 
-def test_runs_at_once_are_the_runs_alone(workdir):
+def test_runs_at_once_are_the_runs_alone(workdir, all_digits):
     assert load.crowd(4, workdir) == []
 
 

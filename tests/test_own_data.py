@@ -305,7 +305,7 @@ def test_a_folder_that_does_not_fit_is_said_before_anything_is_decoded(tmp_path,
     )
 
 
-def test_what_padding_and_a_holdout_take_is_said(monkeypatch):
+def test_what_padding_and_a_holdout_take_is_said(monkeypatch, all_digits):
     monkeypatch.setattr(memory, "free_memory", lambda: 10**8)
     for node, what in (
         (section(TYPE="digits", PADDING=500), "images padded by 500 pixels: 5.48 GB of memory"),

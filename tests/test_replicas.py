@@ -66,7 +66,7 @@ runpy.run_path(tool, run_name="__main__")
 """
 
 
-def test_two_processes_train_as_one_does_stop_together_and_go_on(workdir):
+def test_two_processes_train_as_one_does_stop_together_and_go_on(workdir, all_digits):
     """With DAT's ranking, the last smaller batch, and batch norm over the whole batch, or apart.
 
     At a small learning rate: rounding grows with each step, as in any two runs.

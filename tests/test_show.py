@@ -26,16 +26,14 @@ def test_a_run_is_a_few_lines_and_a_page(run, tool):
     status, output, _ = tool("show", str(run))
     record = read_record(run / "record.json")
     last, best = record["last_epoch_top1"], record["best_epoch_top1_selected_on_test"]
-    assert status == 0 and output.startswith(
-        "dkd_eat_dat_lp\n  run             DKD_EAT_DAT_LP, resnet20 ("
-    )
+    assert status == 0 and output.startswith("all\n  run             DKD_EAT_DAT_LP, resnet20 (")
     assert re.search(r"  status          finished, 3 of 3 epochs in \d:\d\d:\d\d\n", output)
     assert f"{last:.2f} % in epoch 3, {best:.2f} % in epoch {record['best_epoch']} (" in output
     assert re.search(r"  temperature     4 (\S)\1\1 4\n", output)
     assert output.endswith(f"page: {run / 'show.html'}\n")
     page = (run / "show.html").read_text()
     assert page.count("data:image/svg+xml") == 4 and "http" not in page
-    assert "dkd_eat_dat_lp: the groups of DAT" in page and "STEP_EPOCHS: 15" in page
+    assert "all: the groups of DAT" in page and "STEP_EPOCHS: 15" in page
     tool("show", str(run))
     assert (run / "show.html").read_text() == page
 

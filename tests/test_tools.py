@@ -24,7 +24,7 @@ from mdistiller_ext.teacher import TeacherTable
 DIGITS = str(ROOT / "configs" / "digits" / "vanilla.yaml")
 
 
-def test_train_then_eval(tool, workdir):
+def test_train_then_eval(tool, workdir, all_digits):
     command = [sys.executable, str(ROOT / "tools" / "train.py"), "--cfg", DIGITS]
     command += ["SOLVER.EPOCHS", "2", "--device", "cpu"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
