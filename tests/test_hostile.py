@@ -289,7 +289,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int =
 OUTSIDE = "../../outside"
 LINK = "neither a file nor a folder"
 ARCHIVES = {
-    "..": ([member("folder/../../../outside")], "outside the destination"),
+    "..": ([member("folder/../../../outside")], "outside the archive"),
     "a symbolic link": ([member("folder/link", tarfile.SYMTYPE, OUTSIDE)], LINK),
     "a file through a link": (
         [member("folder/link", tarfile.SYMTYPE, OUTSIDE), member("folder/link/file")],
