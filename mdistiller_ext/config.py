@@ -34,6 +34,7 @@ from .settings import (
     number,
     number_to,
     one_of,
+    only,
     or_empty,
     setting,
 )
@@ -314,8 +315,13 @@ def _check_method(
         return
     beside = recipe.rules_beside(node, data.classes)
     apply({f"{method}.{place}": rule for place, rule in beside.items()})
-    if reason := recipe.read(node).conflict:
-        faults[method] = f"{method}: this combination is not allowed: {reason}"
+    composed = recipe.read(node)
+    if composed.conflict:
+        faults[method] = f"{method}: this combination is not allowed: {composed.conflict}"
+    for name in (type(policy).__name__ for policy in composed.policies if policy.held_every):
+        share = (lambda v: v > 0, f"a share above 0, as {name} takes images held out")
+        beside = {"DATASET.HOLDOUT": share}
+        apply(beside | {"SOLVER.COMPILE": only(False, f"as {name} takes the student apart")})
 
 
 def _add_toolkit_node(values: dict[str, Any], cfg: CN) -> dict[str, str]:

@@ -8,11 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from composed import composed
-from conftest import CPU, untrained_teacher
 from torch import nn
 
 from mdistiller_ext.distillers.ahead import ahead
-from mdistiller_ext.engine import train
 from mdistiller_ext.errors import ConfigError
 from mdistiller_ext.policies import Context
 
@@ -147,12 +145,10 @@ def test_the_temperature_goes_along_the_mean_of_its_estimates(parts, project):
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        ([], "DATASET.HOLDOUT: 0.0 is not allowed: DKD_HYPERGRADIENT takes images held out"),
+        ([], "DATASET.HOLDOUT: 0.0 is not allowed, expected a share above 0, as HYPERGRADIENT"),
         (["DATASET.HOLDOUT", "0.3", "SOLVER.COMPILE", "True"], "SOLVER.COMPILE: True is not all"),
     ],
 )
-def test_what_cannot_look_ahead_is_refused(digits_cfg, workdir, options, fault):
-    teacher = ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
-    cfg = digits_cfg("vanilla", "DISTILLER.TYPE", "DKD_HYPERGRADIENT", *teacher, *options)
-    with pytest.raises(ConfigError, match=fault):
-        train(cfg, "refused", CPU)
+def test_what_cannot_look_ahead_is_refused(digits_cfg, options, fault):
+    with pytest.raises(ConfigError, match=f"^{fault}"):
+        digits_cfg("vanilla", "DISTILLER.TYPE", "DKD_HYPERGRADIENT", *options)

@@ -69,8 +69,6 @@ class Trainer:
         ours = source(cfg.DISTILLER) == "ext"
         self.draws = self.distiller.draws(facts(cfg.DATASET).classes) if ours else 0
         self.held_every = self.distiller.held_every if ours else 0
-        if self.held_every:
-            _check_look_ahead(cfg)
         # A method of the toolkit may change its teacher.
         self.frozen = ("teacher.",) if ours else ()
         self.meter = Meter(1, -(-len(self.data) // cfg.SOLVER.BATCH_SIZE))
@@ -207,21 +205,6 @@ class Trainer:
             reason = str(error).split("\n", 1)[0]
             print(f"{cfg.DISTILLER.TYPE} runs without a CUDA graph: {reason}")
             return None
-
-
-def _check_look_ahead(cfg: CfgNode) -> None:
-    """Of a method that takes images held out, and looks at what its student would answer."""
-    method = cfg.DISTILLER.TYPE
-    if not cfg.DATASET.HOLDOUT:
-        raise ConfigError(
-            f"DATASET.HOLDOUT: 0.0 is not allowed: {method} takes images held out: expected a "
-            f"share above 0, as 0.1"
-        )
-    if cfg.SOLVER.COMPILE:
-        raise ConfigError(
-            f"SOLVER.COMPILE: True is not allowed: {method} takes the student at other weights: "
-            f"expected False"
-        )
 
 
 def kind(cfg: CfgNode) -> dict[str, Any]:
