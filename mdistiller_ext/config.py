@@ -88,6 +88,9 @@ class Networks(Settings):
     FIX_UPSTREAM: bool = setting(False, SWITCH, "mend the known faults of the toolkit's methods")
 
 
+STACKS = ("none", "grouped", "vmap", "branches")
+
+
 @dataclass(frozen=True)
 class Solver(Settings):
     TRAINER: str = setting("base", one_of("base", "crd"), "the toolkit's; no effect here")
@@ -107,7 +110,7 @@ class Solver(Settings):
     COMPILE: bool = setting(False, SWITCH, "torch.compile for students without features")
     STACK: str = setting(
         "none",
-        one_of("none", "grouped", "vmap", "branches"),
+        one_of(*STACKS),
         "of runs trained together: how students of one architecture take their steps at once",
     )
     SYNC_BN: bool = setting(False, SWITCH, "on several devices: batch norm over the whole batch")
@@ -316,12 +319,12 @@ def _check_method(
     beside = recipe.rules_beside(node, data.classes)
     apply({f"{method}.{place}": rule for place, rule in beside.items()})
     composed = recipe.read(node)
-    if composed.conflict:
-        faults[method] = f"{method}: this combination is not allowed: {composed.conflict}"
+    if reason := composed.conflict:
+        faults[method] = f"{method}: this combination is not allowed: {reason}"
     for name in (type(policy).__name__ for policy in composed.policies if policy.held_every):
         share = (lambda v: v > 0, f"a share above 0, as {name} takes images held out")
-        beside = {"DATASET.HOLDOUT": share}
-        apply(beside | {"SOLVER.COMPILE": only(False, f"as {name} takes the student apart")})
+        apply({"DATASET.HOLDOUT": share})
+        apply({"SOLVER.COMPILE": only(False, f"as {name} takes the student at other weights")})
 
 
 def _add_toolkit_node(values: dict[str, Any], cfg: CN) -> dict[str, str]:

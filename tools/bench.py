@@ -32,6 +32,7 @@ from yacs.config import CfgNode
 
 from mdistiller_ext import cifar_model_dict, distiller_dict, get_cfg
 from mdistiller_ext.command import existing, run_tool
+from mdistiller_ext.config import STACKS
 from mdistiller_ext.data import ImageSet, cifar100
 from mdistiller_ext.engine import pick_device
 from mdistiller_ext.engine.build import CompiledStudent, build_autocast, build_optimizer
@@ -46,7 +47,6 @@ from mdistiller_ext.toolkit.compat import mend
 from mdistiller_ext.toolkit.locate import find_toolkit
 
 WORKERS = (0, 1, 2, 4)
-FORMS = ("none", "grouped", "vmap", "branches")
 Work = Callable[[int], int]  # trains at least that many steps, and says how many
 
 
@@ -440,8 +440,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "--forms",
         nargs="*",
-        choices=FORMS,
-        default=FORMS,
+        choices=STACKS,
+        default=STACKS,
         help="SOLVER.STACK of runs at once (default: all)",
     )
     parser.add_argument("--steps", type=int, default=10, help="steps of a measurement (default 10)")

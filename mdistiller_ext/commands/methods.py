@@ -35,8 +35,7 @@ gradients: [exactness.md](exactness.md).
 Left out are CRLD and MLKD's strong view, which show each network a second, strongly augmented view
 that no teacher table has; SDD, which takes feature maps; WKD-L, which takes the teacher's features
 or classifier; DOT and DeepKD, optimisers of several backward passes a step; SKD and RLKD, which
-have training of their own or no public code; TeKAP, whose noisy teachers are mostly a larger
-KD_WEIGHT.
+have training of their own or no public code; TeKAP, whose noisy teachers also raise KD_WEIGHT.
 """
 
 ANY = """Any loss with any policies is a method, without a line of code:
