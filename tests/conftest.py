@@ -13,6 +13,12 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+
+# The processes of pytest-xdist, and those that they start, share the cores. OpenMP reads this when
+# torch is imported; threads that wait for each other on a busy core are many times slower.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
 import torch
 import yaml
 from tensorboardX.proto import event_pb2
@@ -36,12 +42,6 @@ TIMES = {"seconds", "images_per_s", "teacher_table_hits"}
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # pytest in the background of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-# The processes of pytest-xdist, and those that they start, share the cores.
-workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-threads = max(1, (os.cpu_count() or 1) // workers)
-os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(autouse=True)
