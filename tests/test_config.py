@@ -181,11 +181,11 @@ def test_a_misspelt_key_comes_with_the_right_one(load, key):
     if len(last) > 3:
         wrong.append(f"{key[:-3]}{key[-2]}{key[-3]}{key[-1]}")
     known = dict(leaves(get_cfg()))
-    for word in wrong:
-        if word not in known and not any(k.startswith(f"{word}.") for k in known):
-            (fault,) = faults(load, NONE, word, "1")
-            near = fault.partition("did you mean ")[2].rstrip("?")
-            assert near == key or near_in_spelling(word, near), fault
+    words = [w for w in wrong if w not in known and not any(k.startswith(f"{w}.") for k in known)]
+    found = faults(load, NONE, *(part for word in words for part in (word, "1")))
+    for word, fault in zip(words, found, strict=True):
+        near = fault.partition("did you mean ")[2].rstrip("?")
+        assert near == key or near_in_spelling(word, near), fault
 
 
 def near_in_spelling(word: str, key: str) -> bool:
