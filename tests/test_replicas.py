@@ -32,12 +32,16 @@ EXPERIMENT: {PROJECT: digits}
 # the group.
 RUNS = """
 import os, runpy, signal, sys
+
+tests, tool, config, *options = sys.argv[1:]
+sys.path.insert(0, tests)
+import conftest  # few images to test
+
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.engine import World, pick_device, train
 from mdistiller_ext.engine.loop import Meter
 from mdistiller_ext.errors import Stopped
 
-tool, config, *options = sys.argv[1:]
 device, count = pick_device("cpu"), Meter.count
 world = World.join(device)
 
@@ -66,7 +70,7 @@ runpy.run_path(tool, run_name="__main__")
 """
 
 
-def test_two_processes_train_as_one_does_stop_together_and_go_on(workdir, all_digits):
+def test_two_processes_train_as_one_does_stop_together_and_go_on(workdir):
     """With DAT's ranking, the last smaller batch, and batch norm over the whole batch, or apart.
 
     At a small learning rate: rounding grows with each step, as in any two runs.
@@ -78,7 +82,8 @@ def test_two_processes_train_as_one_does_stop_together_and_go_on(workdir, all_di
     train(load_cfg("logit.yaml", options), "logit one", CPU)
     Path("runs.py").write_text(RUNS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["runs.py", str(ROOT / "tools" / "train.py"), str(CONFIG), *options]
+    command += ["runs.py", str(ROOT / "tests"), str(ROOT / "tools" / "train.py"), str(CONFIG)]
+    command += options
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
     output, by_tool = result.stdout.split("the tool\n")

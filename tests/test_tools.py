@@ -24,10 +24,8 @@ from mdistiller_ext.teacher import TeacherTable
 DIGITS = str(ROOT / "configs" / "digits" / "vanilla.yaml")
 
 
-def test_train_then_eval(tool, workdir, all_digits):
-    command = [sys.executable, str(ROOT / "tools" / "train.py"), "--cfg", DIGITS]
-    command += ["SOLVER.EPOCHS", "2", "--device", "cpu"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_train_then_eval(tool, workdir):
+    output = tool("train", "--cfg", DIGITS, "SOLVER.EPOCHS", "2", "--device", "cpu")[1]
     assert "EPOCHS: 2" in output and "epoch   2/2  loss" in output
     assert "selected on the test set" in output and "% mean of the last 2 evaluated, " in output
     record = Path(output.rsplit("record: ", 1)[1].strip())
