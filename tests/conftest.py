@@ -239,9 +239,9 @@ def captured(monkeypatch):
     """Lets runs take the steps that a GPU captures, so many a launch."""
 
     def captured(steps: int) -> None:
-        def build(self, cfg, *args):
-            live(self, cfg, *args)
-            self.captured = self._captured(cfg)
+        def build(self, parts, *args):
+            live(self, parts, *args)
+            self.captured = self._captured(parts.networks.TYPE, parts.solver.BATCH_SIZE)
 
         monkeypatch.setattr(graph, "STEPS", steps)
         monkeypatch.setattr(Trainer, "__init__", build)

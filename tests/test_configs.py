@@ -46,7 +46,7 @@ def test_config(file):
     before = [p.clone() for p in distiller.get_learnable_parameters()]
     batches = [(batch, None) for batch in islice(data.epoch(8, torch.Generator()), 2)]
     meter = Meter(1, 2)
-    optimizer = build_optimizer(cfg, distiller)
+    optimizer = build_optimizer(cfg.SOLVER, distiller)
     list(train_epoch(distiller, optimizer, batches, meter, nullcontext, distiller.schedule(1)))
     assert meter.step == 2 and meter.read()["loss"] > 0
     after = distiller.get_learnable_parameters()

@@ -52,7 +52,7 @@ def test_weight_decay_is_a_choice(found, decay):
     cfg = found("CTKD", "CTKD.DECAY", str(decay))
     distiller = composed("KD", ["CTKD"], CTKD={"DECAY": decay})
     distiller.student = torch.nn.Linear(2, 2)
-    optimizer = build_optimizer(cfg, distiller)
+    optimizer = build_optimizer(cfg.SOLVER, distiller)
     for parameter in distiller.get_learnable_parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = [p.detach().clone() for p in distiller.get_learnable_parameters()]

@@ -63,7 +63,7 @@ def parts(name, device=CPU):
     distiller = distiller_dict[cfg.DISTILLER.TYPE](student, teacher, cfg).to(device)
     images = torch.randint(256, (22, 3, 8, 8), dtype=torch.uint8)
     data = ImageSet.build(images, torch.arange(22) % 10, (0.5,) * 3, (0.25,) * 3, 1, False)
-    return cfg, distiller, build_optimizer(cfg, distiller), data.to(device)
+    return cfg, distiller, build_optimizer(cfg.SOLVER, distiller), data.to(device)
 
 
 def train(name, on_device, with_table, device=CPU, steps=2):

@@ -10,6 +10,7 @@ from mdistiller_ext.engine import StopSignals, run, train, train_many
 from mdistiller_ext.engine.loop import Meter
 from mdistiller_ext.engine.shared import Shared
 from mdistiller_ext.engine.trainer import Lane, Trainer
+from mdistiller_ext.sections import Parts
 
 
 @pytest.fixture
@@ -17,9 +18,9 @@ def built(monkeypatch):
     """The kinds of the trainers that are made anew."""
     kinds, build = [], Trainer.__init__
 
-    def counted(self, cfg, *args):
-        kinds.append(cfg.DISTILLER.TYPE)
-        build(self, cfg, *args)
+    def counted(self, parts, *args):
+        kinds.append(parts.networks.TYPE)
+        build(self, parts, *args)
 
     monkeypatch.setattr(Trainer, "__init__", counted)
     return kinds
@@ -54,7 +55,7 @@ def test_what_a_run_leaves_is_as_new(digits_cfg):
     """Whatever it has done to it."""
     lane = Lane(Shared(CPU, StopSignals(), together=2))
     first, second = (digits_cfg("vanilla", "SOLVER.SEED", seed) for seed in "01")
-    trainer = lane.prepare(first, None)
+    trainer = lane.prepare(Parts.read(first), None)
     index, view = (key[:128] for key in trainer.data.draw(torch.Generator()))
     trainer.meter.start(1)
     list(trainer.epoch(0.1, index, view, None, None, [64, 64]))
@@ -63,8 +64,8 @@ def test_what_a_run_leaves_is_as_new(digits_cfg):
             tensor.fill_(torch.nan if tensor.is_floating_point() else -1)
         for state in trainer.optimizer.state.values():
             state["momentum_buffer"].fill_(torch.nan)
-    assert lane.prepare(second, None) is trainer
-    new = Trainer(second, lane.shared, None)
+    assert lane.prepare(Parts.read(second), None) is trainer
+    new = Trainer(Parts.read(second), lane.shared, None)
     for key, value in new.distiller.state_dict().items():
         assert torch.equal(trainer.distiller.state_dict()[key], value), key
     momenta = [state["momentum_buffer"] for state in trainer.optimizer.state.values()]
@@ -84,10 +85,10 @@ def test_what_a_run_leaves_is_as_new(digits_cfg):
 )
 def test_a_run_of_another_kind_gets_a_trainer_of_its_own(digits_cfg, options, alike):
     lane = Lane(Shared(CPU, StopSignals(), together=2))
-    first = lane.prepare(digits_cfg("vanilla"), None)
+    first = lane.prepare(Parts.read(digits_cfg("vanilla")), None)
     second = digits_cfg("vanilla", *options)
     assert lane.fits(second) is alike
-    assert (lane.prepare(second, None) is first) is alike
+    assert (lane.prepare(Parts.read(second), None) is first) is alike
 
 
 def test_epochs_of_runs_together_do_not_end_at_once(digits_cfg, monkeypatch):

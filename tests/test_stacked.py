@@ -141,7 +141,7 @@ def built(cfg):
     teacher = cfg.DISTILLER.TEACHER_CKPT
     seed_everything(cfg.SOLVER.SEED)
     distiller = build_distiller(cfg, load_weights(Path(teacher)) if teacher else None, data)
-    optimizer, meter = build_optimizer(cfg, distiller.train()), Meter(1, 17)
+    optimizer, meter = build_optimizer(cfg.SOLVER, distiller.train()), Meter(1, 17)
     batches = data.epoch(32, epoch_generator(cfg.SOLVER.SEED, 1))
     drawn = torch.rand(len(data), 10, generator=epoch_generator(cfg.SOLVER.SEED, 1, 2))
 

@@ -37,7 +37,7 @@ def build(shared, method, *options):
 def steps(distiller, cfg, data, epoch=1):
     """Train on the batches; the terms of the loss, (steps, terms)."""
     meter = Meter(epoch, len(data))
-    optimizer = build_optimizer(cfg, distiller)
+    optimizer = build_optimizer(cfg.SOLVER, distiller)
     parts = ((batch, None) for batch in data)
     list(train_epoch(distiller, optimizer, parts, meter, nullcontext, {}))
     return meter.terms
@@ -89,7 +89,7 @@ def test_losses_are_the_toolkits_own(toolkit, shared, method):
     targets = cifar100.load(shared)[0].targets
     other = cls(*networks(shared), config, *([len(targets)] if method == "crd" else []))
     other.train()
-    optimizer = build_optimizer(cfg, other)
+    optimizer = build_optimizer(cfg.SOLVER, other)
     for step, batch in enumerate(data):
         inputs = {"image": batch.image, "target": batch.target, "index": batch.index, "epoch": 1}
         if chosen:

@@ -73,7 +73,7 @@ def two_steps(cfg, data):
     teacher = build_network(cfg.DISTILLER.TEACHER, 100, 32).state_dict()
     distiller = build_distiller(cfg, Weights(teacher, ROOT, ""), data)
     takes_features(distiller, data)
-    meter, optimizer = Meter(1, 2), build_optimizer(cfg, distiller)
+    meter, optimizer = Meter(1, 2), build_optimizer(cfg.SOLVER, distiller)
     batches = ((batch, None) for batch in data.epoch(10, torch.Generator().manual_seed(0)))
     before = [parameter.clone() for parameter in distiller.student.parameters()]
     list(train_epoch(distiller, optimizer, batches, meter, nullcontext, {}))

@@ -86,7 +86,7 @@ def test_20_steps_of_both_engines_end_with_the_same_student(
         mine.to(memory_format=torch.channels_last)
     fed = zip(steps, answers or [None] * 20, strict=True)
     now = mine.schedule(1)
-    list(train_epoch(mine, build_optimizer(cfg, mine), fed, Meter(1, 20), nullcontext, now))
+    list(train_epoch(mine, build_optimizer(cfg.SOLVER, mine), fed, Meter(1, 20), nullcontext, now))
 
     for key, value in student.state_dict().items():
         torch.testing.assert_close(own.state_dict()[key], value, rtol=0, atol=tolerance)

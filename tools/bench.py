@@ -32,7 +32,6 @@ from yacs.config import CfgNode
 
 from mdistiller_ext import cifar_model_dict, distiller_dict, get_cfg
 from mdistiller_ext.command import existing, run_tool
-from mdistiller_ext.config import STACKS
 from mdistiller_ext.data import ImageSet, cifar100
 from mdistiller_ext.engine import pick_device
 from mdistiller_ext.engine.build import CompiledStudent, build_autocast, build_optimizer
@@ -41,6 +40,7 @@ from mdistiller_ext.engine.loop import Meter, train_epoch
 from mdistiller_ext.engine.stacked import Stacked
 from mdistiller_ext.errors import ConfigError
 from mdistiller_ext.files import write_atomically
+from mdistiller_ext.sections import STACKS
 from mdistiller_ext.teacher import TeacherTable
 from mdistiller_ext.toolkit.baseline import toolkit_steps
 from mdistiller_ext.toolkit.compat import mend
@@ -161,7 +161,7 @@ class Bench:
         """Our eager loop, with the networks in the usual layout."""
         cfg, args = get_cfg(), self.args
         distiller = distiller_dict[args.method](*self.networks(), cfg)
-        optimizer = build_optimizer(cfg, distiller)
+        optimizer = build_optimizer(cfg.SOLVER, distiller)
         kept = None
         if table:
             kept = TeacherTable(Path(self.folder.name), distiller.teacher, self.data)
@@ -210,7 +210,7 @@ class Bench:
             distiller.to(memory_format=torch.channels_last)
         if not self.args.eager:
             CompiledStudent(distiller.student)
-        optimizer = build_optimizer(cfg, distiller)
+        optimizer = build_optimizer(cfg.SOLVER, distiller)
         autocast = build_autocast(amp, self.device)
         answers = torch.randn(len(self.data), 100, device=self.device)
         device_steps = None
@@ -383,7 +383,7 @@ def plain_steps(
     cfg = get_cfg()
     networks = (cifar_model_dict[name][0](num_classes=100) for name in (student, teacher))
     distiller = distiller_dict[method](*networks, cfg).to(device).train()
-    optimizer = build_optimizer(cfg, distiller)
+    optimizer = build_optimizer(cfg.SOLVER, distiller)
     loader = DataLoader(
         Augmented(images, targets), batch_size=batch_size, shuffle=True, num_workers=workers
     )

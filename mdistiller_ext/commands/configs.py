@@ -43,7 +43,8 @@ def main(args: argparse.Namespace) -> None:
 
 def key_table() -> str:
     """Every key that all methods share, and those of LOGIT, as Markdown."""
-    from ..config import SHARED, get_cfg, layout
+    from ..config import get_cfg, layout
+    from ..sections import SHARED
     from ..settings import leaves
 
     places = layout()

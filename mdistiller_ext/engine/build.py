@@ -19,6 +19,7 @@ from ..distillers import Distiller, distiller_dict, source
 from ..errors import ConfigError, RunError, brief
 from ..files import default_cache
 from ..models import build_network, shapes_of
+from ..sections import Networks, Solver
 from ..teacher import TeacherTable, Unwritable, Weights, features_taken, load_into
 from ..toolkit.methods import build_toolkit_distiller
 
@@ -154,23 +155,23 @@ class CompiledStudent:
             raise ConfigError(f"SOLVER.COMPILE: True, but it fails here: {reason}") from error
 
 
-def build_table(cfg: CfgNode, distiller: Distiller, data: ImageSet) -> TeacherTable | None:
+def build_table(networks: Networks, distiller: Distiller, data: ImageSet) -> TeacherTable | None:
     """The teacher table of a method that takes only logits; None where there is no place for it.
 
     Raises:
         RunError: the table's files are damaged.
     """
-    root = Path(cfg.DISTILLER.TEACHER_TABLE_ROOT or default_cache())
+    root = Path(networks.TEACHER_TABLE_ROOT or default_cache())
     try:
-        table = TeacherTable(root, distiller.teacher, data, cfg.DISTILLER.TEACHER_TABLE_DTYPE)
+        table = TeacherTable(root, distiller.teacher, data, networks.TEACHER_TABLE_DTYPE)
     except Unwritable as error:
-        if cfg.DISTILLER.TEACHER_TABLE == "on":
+        if networks.TEACHER_TABLE == "on":
             raise
         print(f"{error}: it is not used")
         return None
     filled, free = table.filled, shutil.disk_usage(table.folder).free
     text = f"{filled:,} of {table.rows:,} views, {table.nbytes / 1e6:,.1f} MB when full"
-    if cfg.DISTILLER.TEACHER_TABLE == "auto" and free < (1 - filled / table.rows) * table.nbytes:
+    if networks.TEACHER_TABLE == "auto" and free < (1 - filled / table.rows) * table.nbytes:
         print(f"teacher table {table.folder}: not used: {text}, {free / 1e6:,.1f} MB free")
         return None
     print(f"teacher table {table.folder}: {text}")
@@ -179,8 +180,8 @@ def build_table(cfg: CfgNode, distiller: Distiller, data: ImageSet) -> TeacherTa
     return table
 
 
-def build_optimizer(cfg: CfgNode, distiller: Distiller) -> torch.optim.Optimizer:
-    ours = source(cfg.DISTILLER) == "ext"
+def build_optimizer(solver: Solver, distiller: Distiller) -> torch.optim.Optimizer:
+    ours = isinstance(distiller, Distiller)  # a method of the toolkit is none
     apart = set(distiller.get_undecayed_parameters()) if ours else set()
     decayed = [p for p in distiller.get_learnable_parameters() if p not in apart]
     groups: list[dict[str, Any]] = [{"params": decayed}]
@@ -188,9 +189,9 @@ def build_optimizer(cfg: CfgNode, distiller: Distiller) -> torch.optim.Optimizer
         groups.append({"params": list(apart), "weight_decay": 0.0})
     return torch.optim.SGD(
         groups,
-        lr=cfg.SOLVER.LR,
-        momentum=cfg.SOLVER.MOMENTUM,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        lr=solver.LR,
+        momentum=solver.MOMENTUM,
+        weight_decay=solver.WEIGHT_DECAY,
         # On a GPU one kernel, which takes the learning rate from the device.
         fused=next(distiller.parameters()).is_cuda,
     )

@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from yacs.config import CfgNode
 
-from ..distillers import source
 from ..errors import RunError
 from ..files import read, write_atomically
-from ..toolkit.methods import toolkit_facts
 
 # What a reader of records takes from them, and its types; of a teacher, where there is one.
 TYPES = {
@@ -29,15 +26,6 @@ TYPES = {
 }
 SESSION_TYPES = {"first_epoch": int, "torch": str, "device_name": str, "mdistiller_ext": str}
 TEACHER_TYPES = {"name": str, "file": str, "sha256": str, "test_top1": (int, float)}
-
-
-def method_facts(node: CfgNode) -> dict[str, Any]:
-    """Whose method a DISTILLER node names; of the toolkit's, the file and what was mended."""
-    facts: dict[str, Any] = {"type": node.TYPE, "source": source(node)}
-    if facts["source"] == "mdistiller":
-        facts |= toolkit_facts(node.TYPE, node.FIX_UPSTREAM)
-        print(f"{node.TYPE} is mdistiller's, from {facts['file']}; mended: {facts['mended']}")
-    return facts
 
 
 def summary(history: Sequence[dict[str, float]]) -> dict[str, float]:

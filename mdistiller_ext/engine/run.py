@@ -12,23 +12,21 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
-from ..data import facts, is_own
-from ..distillers import source
 from ..errors import ConfigError, RunError, Stopped
 from ..files import save
-from ..inert import inert, weak_teacher
+from ..inert import inert
+from ..sections import Parts
 from ..seeding import epoch_generator, random_state, set_random_state
-from ..teacher import Weights, digest
-from ..toolkit.methods import toolkit_hash
+from ..teacher import Weights
 from . import chain
-from .environment import changes, environment, imported
+from .environment import changes
 from .evaluation import fidelity, numbers, performance, predict
 from .events import Events, Progress
+from .facts import data_facts, method_facts, session_facts, teacher_facts
 from .folder import LATEST, check_history, fitting, plain, save_state
 from .loop import Held, learning_rate
-from .record import method_facts, peak_memory, summary, write_record
+from .record import peak_memory, summary, write_record
 from .trainer import Lane
 from .writer import Writer, snapshot
 
@@ -49,21 +47,21 @@ class Run:
 
     def __init__(
         self,
-        cfg: CfgNode,
+        parts: Parts,
         folder: Path,
         lane: Lane,
         weights: Weights | None,
         state: dict[str, Any] | None,
     ) -> None:
-        self.cfg, self.folder, self.weights = cfg, folder, weights
+        self.parts, self.solver, self.folder = parts, parts.solver, folder
         self.shared = shared = lane.shared
         self.device, self.stop, self.world = shared.device, shared.stop, shared.world
         self.alone = shared.together == 1
         self.writer = Writer()
-        for line in inert(cfg):
+        for line in inert(parts.cfg):
             print(f"warning: {line}")
-        self.train_set, self.test_set = shared.data(cfg)
-        self.trainer = lane.prepare(cfg, weights)
+        self.train_set, self.test_set = shared.data(parts)
+        self.trainer = lane.prepare(parts, weights)
         self.meter, self.table = self.trainer.meter, self.trainer.table
         self.history = state["history"] if state else []
         self.kept = len(self.history)  # epochs that `latest` holds
@@ -74,28 +72,23 @@ class Run:
         self.meter.start(len(self.history) + 1)
         if state:
             self._go_on(state)
-        self.logits_teacher = None
-        if weights:
-            evaluate = partial(self._predict, self.trainer.distiller.teacher)
-            self.logits_teacher = (
-                shared.teacher_logits(cfg, weights, evaluate)
-                if source(cfg.DISTILLER) == "ext"
-                else evaluate()  # a method of the toolkit may change its teacher
-            )
+        self.logits_teacher = self._answers(weights) if weights else None
+        self.teacher_sha256 = weights.sha256 if weights else None
         self.record: dict[str, Any] = {}
         self.facts = {
             "name": folder.name,
-            "seed": cfg.SOLVER.SEED,
+            "seed": self.solver.SEED,
             "environments": self._sessions(state),
-            "method": method_facts(cfg.DISTILLER),
-            "teacher": self._teacher_facts(),
+            "method": method_facts(parts),
+            # Read here, so that the logits are there for other runs' streams, too.
+            "teacher": teacher_facts(parts, weights, self.logits_teacher, self.test_set),
             "student": {
-                "name": cfg.DISTILLER.STUDENT,
+                "name": parts.networks.STUDENT,
                 "parameters": sum(p.numel() for p in self.student.parameters()),
             },
-            "chain": chain.facts(cfg),
-            "data": self._data_facts(),
-            "config": plain(cfg),
+            "chain": chain.facts(parts.cfg),
+            "data": data_facts(parts, self.train_set, self.test_set),
+            "config": plain(parts.cfg),
         }
 
     @property
@@ -132,14 +125,7 @@ class Run:
         before = state["environments"] if state else []
         session = {
             "first_epoch": len(self.history) + 1,
-            **environment(self.device),
-            "processes": self.world.size,
-            "together": self.shared.together,
-            "cuda_graph": self.trainer.captured is not None and self.device.type == "cuda",
-            "stack": self.cfg.SOLVER.STACK if self.trainer.stacked else "none",
-            "toolkit": toolkit_hash() if source(self.cfg.DISTILLER) == "mdistiller" else None,
-            "imported": imported(self.cfg),
-            "data": self._fingerprint(),
+            **session_facts(self.parts, self.shared, self.trainer, self.test_set),
         }
         if before and (apart := changes(before[-1], session)):
             print(
@@ -150,21 +136,19 @@ class Run:
 
     def advance(self) -> Generator[None, None, None]:
         """Train to the end, some steps each time that the iterator is advanced."""
-        cfg = self.cfg
+        epochs = self.solver.EPOCHS
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         first = len(self.history) + 1
         events = None
         if self.world.first:
             folder = self.folder / "train.events"
-            events = Events(folder, self.folder.name, cfg, self.history)
-        progress = Progress(
-            self.meter.steps, cfg.SOLVER.EPOCHS, first, self.alone and self.world.first
-        )
-        progress.test = "held out" if cfg.DATASET.HOLDOUT else "test"
+            events = Events(folder, self.folder.name, self.parts.cfg, self.history)
+        progress = Progress(self.meter.steps, epochs, first, self.alone and self.world.first)
+        progress.test = "held out" if self.parts.dataset.HOLDOUT else "test"
         self._write_record("running")
         try:
-            for epoch in range(first, cfg.SOLVER.EPOCHS + 1):
+            for epoch in range(first, epochs + 1):
                 self.history.append((yield from self._epoch(epoch, progress)))
                 self.meter.start(epoch + 1)
                 self.spent = 0.0
@@ -174,7 +158,7 @@ class Run:
                     progress.close(self.history[-1])
                 # Processes of one run stop together, which they can here.
                 self.stop.signum = self.world.tell(self.stop.signum)
-                if epoch < cfg.SOLVER.EPOCHS:
+                if epoch < epochs:
                     self.stop.check()
             self.writer.wait()
             self._write_record("finished")
@@ -205,8 +189,7 @@ class Run:
                 events.close()
 
     def _epoch(self, epoch: int, progress: Progress) -> Generator[None, None, dict[str, float]]:
-        solver = self.cfg.SOLVER
-        planned = self._planned(epoch)
+        solver, planned = self.solver, self._planned(epoch)
         start = time.perf_counter() - self.spent
         keys = self.train_set.draw(epoch_generator(solver.SEED, epoch))
         (index, view), sizes = self.world.divide(keys, solver.BATCH_SIZE)
@@ -238,7 +221,7 @@ class Run:
         try:
             self._check_weights()
             test_metrics = {}
-            if epoch % self.cfg.LOG.EVAL_EVERY == 0 or epoch == solver.EPOCHS:
+            if epoch % self.parts.log.EVAL_EVERY == 0 or epoch == solver.EPOCHS:
                 measured = self._evaluate()
                 yield from self._device()
                 test_metrics = numbers(measured)
@@ -264,7 +247,7 @@ class Run:
 
     def _planned(self, epoch: int) -> dict[str, float]:
         """The epoch's learning rate and what the method schedules."""
-        solver = self.cfg.SOLVER
+        solver = self.solver
         lr = learning_rate(epoch, solver.LR, solver.LR_DECAY_STAGES, solver.LR_DECAY_RATE)
         return {"lr": lr, **self.trainer.distiller.schedule(epoch)}
 
@@ -273,12 +256,12 @@ class Run:
         draws = self.trainer.draws
         if not draws:
             return None
-        generator = epoch_generator(self.cfg.SOLVER.SEED, epoch, 2)
+        generator = epoch_generator(self.solver.SEED, epoch, 2)
         return torch.rand(len(self.train_set), draws, generator=generator).to(self.device)
 
     def _held(self, epoch: int) -> Callable[[int], Held | None]:
         """Images held out and their labels, of the epoch's steps in which the method takes some."""
-        every, solver = self.trainer.held_every, self.cfg.SOLVER
+        every, solver = self.trainer.held_every, self.solver
         if not every:
             return lambda step: None
         keys = self.test_set.draw(epoch_generator(solver.SEED, epoch, 4))
@@ -293,7 +276,7 @@ class Run:
         return held
 
     def _predict(self, network: nn.Module) -> Tensor:
-        size = self.cfg.DATASET.TEST.BATCH_SIZE
+        size = self.parts.test_batch
         # On a GPU small batches are all launching.
         return predict(
             network, self.test_set, max(size, 2500) if self.device.type == "cuda" else size
@@ -309,6 +292,16 @@ class Run:
         if bad:
             raise RunError(f"{len(bad)} of {len(state)} weights are not finite, as {bad[0]}")
 
+    def _answers(self, weights: Weights) -> Tensor:
+        """The teacher's logits on the test set, (N, C)."""
+        evaluate = partial(self._predict, self.trainer.distiller.teacher)
+        # A method of the toolkit may change its teacher.
+        return (
+            self.shared.teacher_logits(self.parts, weights, evaluate)
+            if self.parts.ours
+            else evaluate()
+        )
+
     def _evaluate(self) -> dict[str, Tensor]:
         if not self.world.first:
             return {"top1": torch.zeros(())}  # the first process evaluates and writes
@@ -317,47 +310,6 @@ class Run:
         if self.logits_teacher is not None:
             measured |= fidelity(logits, self.logits_teacher)
         return measured
-
-    def _fingerprint(self) -> str | None:
-        """sha256 of one's own images and labels; a name says which the others are."""
-        if not is_own(self.cfg.DATASET.TYPE):
-            return None
-        sets = [data.whole or data for data in (self.train_set, self.test_set)]
-        parts = [part for data in sets for part in (data.padded, data.targets)]
-        return digest({str(number): part for number, part in enumerate(parts)})
-
-    def _data_facts(self) -> dict[str, Any]:
-        data, share = self.train_set, self.cfg.DATASET.HOLDOUT
-        held = f"{len(self.test_set):,} training images, held out"
-        if share:
-            print(f"DATASET.HOLDOUT {share}: what is called test are {held}")
-        return {
-            "train_images": len(data),
-            "evaluated_images": len(self.test_set),
-            "evaluated_on": held if share else "the test set",
-            "classes": facts(self.cfg.DATASET).classes,
-            "side": data.side,
-            "mean": data.mean.tolist(),
-            "std": data.std.tolist(),
-            "padding": data.padding,
-            "flips": data.flips,
-        }
-
-    def _teacher_facts(self) -> dict[str, Any] | None:
-        if self.weights is None or self.logits_teacher is None:
-            return None
-        # Read here, so that its logits are there for other runs' streams, too.
-        measured = numbers(performance(self.logits_teacher, self.test_set.targets))
-        name = self.weights.network or self.cfg.DISTILLER.TEACHER
-        print(f"teacher {name} from {self.weights.file}: test top-1 {measured['top1']:.2f} %")
-        if weak := weak_teacher(name, measured["top1"], facts(self.cfg.DATASET).classes):
-            print(f"warning: {weak}")
-        return {
-            "name": name,
-            "file": str(self.weights.file),
-            "sha256": self.weights.sha256,
-            **{f"test_{key}": value for key, value in measured.items()},
-        }
 
     def _stop_here(self) -> None:
         """Where nothing is half done; of several processes each would stop at another step."""
@@ -383,7 +335,7 @@ class Run:
         names = ["student_last"]
         if record.get("best_epoch") == epoch:
             names.append("student_best")
-        if epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
+        if epoch % self.parts.log.SAVE_CHECKPOINT_FREQ == 0:
             names.append(f"student_{epoch}")
 
         def write() -> None:
@@ -404,7 +356,7 @@ class Run:
             "history": list(self.history),
             "spent": self.spent,
             "config": self.facts["config"],
-            "teacher_sha256": self.weights.sha256 if self.weights else None,
+            "teacher_sha256": self.teacher_sha256,
         }
 
     def _write_record(self, status: str, **more: Any) -> None:

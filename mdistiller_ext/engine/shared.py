@@ -1,16 +1,17 @@
 """What the runs of one process have in common."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from yacs.config import CfgNode
 
-from ..data import Dataset, ImageSet, get_dataset
+from ..data import ImageSet, get_dataset
 from ..data.arrays import SMALLER
 from ..distillers import Distiller
 from ..memory import check_memory
+from ..sections import Parts
 from ..teacher import TeacherTable, Weights, load_weights
 from .build import build_table
 from .replicas import World
@@ -36,25 +37,24 @@ class Shared:
         self.teachers: dict[Path, Weights] = {}
         self.stacks: dict[str, Stacked] = {}
 
-    def data(self, cfg: CfgNode) -> tuple[ImageSet, ImageSet]:
+    def data(self, parts: Parts) -> tuple[ImageSet, ImageSet]:
         """(train, test), on the device."""
-        key = repr(Dataset.read(cfg.DATASET))
+        key = repr(parts.dataset)
         if key not in self.sets:
-            train_set, test_set = get_dataset(cfg.DATASET)
+            train_set, test_set = get_dataset(parts.cfg.DATASET)
             if self.device.type == "cuda":
-                parts = [train_set, test_set, *([train_set.whole] if train_set.whole else [])]
-                size = sum(part.padded.nbytes for part in parts)
+                sets = [train_set, test_set, *([train_set.whole] if train_set.whole else [])]
+                size = sum(data.padded.nbytes for data in sets)
                 check_memory(size, "the padded images", SMALLER, self.device)
             self.sets[key] = train_set.to(self.device), test_set.to(self.device)
         return self.sets[key]
 
-    def stacked(self, cfg: CfgNode) -> Stacked | None:
+    def stacked(self, parts: Parts) -> Stacked | None:
         """With which runs one takes its steps, as SOLVER.STACK says; alone with none."""
-        solver = cfg.SOLVER
+        solver = parts.solver
         if solver.STACK == "none" or self.together == 1:
             return None
-        apart = {key: value for key, value in solver.items() if key != "SEED"}
-        key = repr((cfg.DISTILLER.STUDENT, Dataset.read(cfg.DATASET), apart))
+        key = repr((parts.networks.STUDENT, parts.dataset, replace(solver, SEED=0)))
         return self.stacks.setdefault(key, Stacked(solver.STACK, solver.COMPILE))
 
     def weights(self, file: Path) -> Weights:
@@ -68,20 +68,20 @@ class Shared:
         return self.teachers.setdefault(Path(weights.sha256), weights)
 
     def table(
-        self, cfg: CfgNode, distiller: Distiller, weights: Weights, data: ImageSet
+        self, parts: Parts, distiller: Distiller, weights: Weights, data: ImageSet
     ) -> TeacherTable | None:
-        node = cfg.DISTILLER
-        where = (repr(Dataset.read(cfg.DATASET)), node.TEACHER_TABLE_ROOT)
-        key = (weights.sha256, node.TEACHER, node.TEACHER_TABLE, node.TEACHER_TABLE_DTYPE, *where)
+        own = parts.networks
+        where = (repr(parts.dataset), own.TEACHER_TABLE_ROOT)
+        key = (weights.sha256, own.TEACHER, own.TEACHER_TABLE, own.TEACHER_TABLE_DTYPE, *where)
         if key not in self.tables:
-            self.tables[key] = build_table(cfg, distiller, data)
+            self.tables[key] = build_table(own, distiller, data)
         return self.tables[key]
 
     def teacher_logits(
-        self, cfg: CfgNode, weights: Weights, evaluate: Callable[[], Tensor]
+        self, parts: Parts, weights: Weights, evaluate: Callable[[], Tensor]
     ) -> Tensor:
         """The teacher's logits on the test set, (N, C), as `evaluate` computes them once."""
-        key = (weights.sha256, cfg.DISTILLER.TEACHER, repr(Dataset.read(cfg.DATASET)))
+        key = (weights.sha256, parts.networks.TEACHER, repr(parts.dataset))
         if key not in self.logits:
             self.logits[key] = evaluate()
         return self.logits[key]

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..data import facts
-from ..distillers import Distiller, Logit, Vanilla, source
+from ..distillers import Distiller, Logit, Vanilla
 from ..errors import ConfigError
+from ..sections import Parts
 from ..seeding import random_state, seed_everything
 from ..settings import leaves
 from ..teacher import Weights
@@ -41,59 +41,59 @@ class Trainer:
         random: the state of the random generators when the initial weights were drawn.
     """
 
-    def __init__(self, cfg: CfgNode, shared: Shared, weights: Weights | None) -> None:
-        self.kind, self.weights = kind(cfg), weights
+    def __init__(self, parts: Parts, shared: Shared, weights: Weights | None) -> None:
+        solver, method, keeps = parts.solver, parts.networks.TYPE, parts.networks.TEACHER_TABLE
+        self.kind, self.weights = kind(parts.cfg), weights
         self.world, device = shared.world, shared.device
         if device.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = cfg.SOLVER.TF32
+            torch.backends.cudnn.allow_tf32 = solver.TF32
             torch.backends.cudnn.benchmark = True  # the shapes are fixed
-        self.data, _ = shared.data(cfg)
-        self.distiller = self._initial(cfg, weights).to(device)
-        self.optimizer = build_optimizer(cfg, self.distiller)
+        self.data, _ = shared.data(parts)
+        self.distiller = self._initial(parts, weights).to(device)
+        self.optimizer = build_optimizer(solver, self.distiller)
         features = takes_features(self.distiller, self.data) if weights else set()
         takes_logits = "teacher" not in features
         # Methods that reshape feature maps want the other layout.
-        tensor_cores = cfg.SOLVER.TF32 or cfg.SOLVER.AMP == "bf16"
+        tensor_cores = solver.TF32 or solver.AMP == "bf16"
         if takes_logits and (device.type == "cpu" or tensor_cores):
             self.distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.table = None
-        if weights and takes_logits and cfg.DISTILLER.TEACHER_TABLE != "off":
-            self.table = shared.table(cfg, self.distiller, weights, self.data)
-        elif weights and cfg.DISTILLER.TEACHER_TABLE == "on":
+        if weights and takes_logits and keeps != "off":
+            self.table = shared.table(parts, self.distiller, weights, self.data)
+        elif weights and keeps == "on":
             raise ConfigError(
-                f"DISTILLER.TEACHER_TABLE: on, but {cfg.DISTILLER.TYPE} takes the teacher's "
-                f"features, which no table holds: expected auto or off"
+                f"DISTILLER.TEACHER_TABLE: on, but {method} takes the teacher's features, which "
+                f"no table holds: expected auto or off"
             )
-        if cfg.SOLVER.COMPILE and not features:
+        if solver.COMPILE and not features:
             CompiledStudent(self.distiller.student)
-        ours = source(cfg.DISTILLER) == "ext"
-        self.draws = self.distiller.draws(facts(cfg.DATASET).classes) if ours else 0
-        self.held_every = self.distiller.held_every if ours else 0
+        self.draws = self.distiller.draws(parts.classes) if parts.ours else 0
+        self.held_every = self.distiller.held_every if parts.ours else 0
         # A method of the toolkit may change its teacher.
-        self.frozen = ("teacher.",) if ours else ()
-        self.meter = Meter(1, -(-len(self.data) // cfg.SOLVER.BATCH_SIZE))
-        self.autocast = build_autocast(cfg.SOLVER.AMP, device)
+        self.frozen = ("teacher.",) if parts.ours else ()
+        self.meter = Meter(1, -(-len(self.data) // solver.BATCH_SIZE))
+        self.autocast = build_autocast(solver.AMP, device)
         self.replica = None
         if self.world.size > 1:
-            self.replica = Replica(self.distiller, self.world, cfg.SOLVER.SYNC_BN)
+            self.replica = Replica(self.distiller, self.world, solver.SYNC_BN)
         self.captured = None
         # These take their student's logits from where they are.
         stackable = isinstance(self.distiller, (Logit, Vanilla))
-        self.stacked = shared.stacked(cfg) if stackable else None
-        graph = device.type == "cuda" and cfg.SOLVER.CUDA_GRAPH and not self.replica
+        self.stacked = shared.stacked(parts) if stackable else None
+        graph = device.type == "cuda" and solver.CUDA_GRAPH and not self.replica
         if graph or self.stacked:
-            self.captured = self._captured(cfg)
+            self.captured = self._captured(method, solver.BATCH_SIZE)
 
-    def _initial(self, cfg: CfgNode, weights: Weights | None) -> Distiller:
+    def _initial(self, parts: Parts, weights: Weights | None) -> Distiller:
         """As SOLVER.SEED has it, on the CPU."""
-        seed_everything(cfg.SOLVER.SEED)
-        distiller = build_distiller(cfg, weights, self.data)
+        seed_everything(parts.solver.SEED)
+        distiller = build_distiller(parts.cfg, weights, self.data)
         self.random = random_state()
         return distiller
 
-    def renew(self, cfg: CfgNode) -> None:
+    def renew(self, parts: Parts) -> None:
         """Become the trainer of another run of this kind; every tensor stays where it is."""
-        self.distiller.load_state_dict(self._initial(cfg, self.weights).state_dict())
+        self.distiller.load_state_dict(self._initial(parts, self.weights).state_dict())
         for state in self.optimizer.state.values():
             state["momentum_buffer"].zero_()  # of which SGD begins with none
 
@@ -184,17 +184,17 @@ class Trainer:
         )
         self.world.merge(self.meter)
 
-    def _captured(self, cfg: CfgNode) -> DeviceSteps | None:
+    def _captured(self, method: str, batch_size: int) -> DeviceSteps | None:
         """The step as a CUDA graph, or None for a method that does not allow it."""
         if self.held_every:
-            print(f"{cfg.DISTILLER.TYPE} runs without a CUDA graph: not all of its steps are alike")
+            print(f"{method} runs without a CUDA graph: not all of its steps are alike")
             return None
         try:
             return DeviceSteps(
                 self.distiller,
                 self.optimizer,
                 self.data,
-                cfg.SOLVER.BATCH_SIZE,
+                batch_size,
                 self.meter,
                 self.autocast,
                 self.table.shape[2] if self.table else 0,
@@ -203,7 +203,7 @@ class Trainer:
             )
         except Exception as error:  # whatever a method does that a capture forbids
             reason = str(error).split("\n", 1)[0]
-            print(f"{cfg.DISTILLER.TYPE} runs without a CUDA graph: {reason}")
+            print(f"{method} runs without a CUDA graph: {reason}")
             return None
 
 
@@ -223,13 +223,13 @@ class Lane:
         """Whether a run could go on with what the one before has left."""
         return self.trainer is not None and self.trainer.kind == kind(cfg)
 
-    def prepare(self, cfg: CfgNode, weights: Weights | None) -> Trainer:
+    def prepare(self, parts: Parts, weights: Weights | None) -> Trainer:
         """A trainer for a run that begins."""
-        if self.trainer and self.fits(cfg) and self.trainer.weights is weights:
-            self.trainer.renew(cfg)
+        if self.trainer and self.fits(parts.cfg) and self.trainer.weights is weights:
+            self.trainer.renew(parts)
         else:
             if self.trainer:
                 self.trainer.release()  # before others are captured, on the same stream
             self.trainer = None
-            self.trainer = Trainer(cfg, self.shared, weights)
+            self.trainer = Trainer(parts, self.shared, weights)
         return self.trainer

@@ -19,6 +19,7 @@ from ..errors import ConfigError, RunError
 from ..files import discard_parts, load, write_atomically, writing
 from ..models import pretrained
 from ..plugins import import_modules
+from ..sections import Parts
 from ..teacher import PRETRAINED, Weights, digest, fetch_weights, find_weights, load_weights
 from . import chain
 from .folder import default_name, earlier_state, finished_before
@@ -179,7 +180,7 @@ def opened(
             state = load(folder / "latest")
         if state and weights:
             _same_teacher(weights, state["teacher_sha256"], folder)
-        yield Run(cfg, folder, lane, weights, state)
+        yield Run(Parts.read(cfg), folder, lane, weights, state)
 
 
 def _locked(folder: Path, patience: float, stop: StopSignals) -> FileLock:

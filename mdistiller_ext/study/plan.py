@@ -12,10 +12,11 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from ..config import SHARED, acts, as_pairs, load_cfg, rule_of
+from ..config import acts, as_pairs, load_cfg, rule_of
 from ..errors import ConfigError, bare, brief
 from ..inert import effect, inert
 from ..packaged import beside
+from ..sections import SHARED
 from ..settings import NAME, PATH, leaves
 from ..yaml_file import read_yaml
 

@@ -1,0 +1,86 @@
+"""What the record of a run says of what it was put together from."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ..data import ImageSet, is_own
+from ..distillers import source
+from ..inert import weak_teacher
+from ..sections import Parts
+from ..teacher import Weights, digest
+from ..toolkit.methods import toolkit_facts, toolkit_hash
+from .environment import environment, imported
+from .evaluation import numbers, performance
+from .shared import Shared
+from .trainer import Trainer
+
+
+def method_facts(parts: Parts) -> dict[str, Any]:
+    """Whose method it is; of the toolkit's, the file and what was mended."""
+    networks = parts.networks
+    facts: dict[str, Any] = {"type": networks.TYPE, "source": source(parts.cfg.DISTILLER)}
+    if not parts.ours:
+        facts |= toolkit_facts(networks.TYPE, networks.FIX_UPSTREAM)
+        print(f"{networks.TYPE} is mdistiller's, from {facts['file']}; mended: {facts['mended']}")
+    return facts
+
+
+def session_facts(
+    parts: Parts, shared: Shared, trainer: Trainer, test_set: ImageSet
+) -> dict[str, Any]:
+    """What this session trains on and with."""
+    return {
+        **environment(shared.device),
+        "processes": shared.world.size,
+        "together": shared.together,
+        "cuda_graph": trainer.captured is not None and shared.device.type == "cuda",
+        "stack": parts.solver.STACK if trainer.stacked else "none",
+        "toolkit": None if parts.ours else toolkit_hash(),
+        "imported": imported(parts.cfg),
+        "data": _fingerprint(trainer.data, test_set) if is_own(parts.dataset.TYPE) else None,
+    }
+
+
+def _fingerprint(*sets: ImageSet) -> str:
+    """sha256 of one's own images and labels; a name says which the others are."""
+    wholes = [data.whole or data for data in sets]
+    tensors = [tensor for data in wholes for tensor in (data.padded, data.targets)]
+    return digest({str(number): tensor for number, tensor in enumerate(tensors)})
+
+
+def data_facts(parts: Parts, train_set: ImageSet, test_set: ImageSet) -> dict[str, Any]:
+    share = parts.dataset.HOLDOUT
+    held = f"{len(test_set):,} training images, held out"
+    if share:
+        print(f"DATASET.HOLDOUT {share}: what is called test are {held}")
+    return {
+        "train_images": len(train_set),
+        "evaluated_images": len(test_set),
+        "evaluated_on": held if share else "the test set",
+        "classes": parts.classes,
+        "side": train_set.side,
+        "mean": train_set.mean.tolist(),
+        "std": train_set.std.tolist(),
+        "padding": train_set.padding,
+        "flips": train_set.flips,
+    }
+
+
+def teacher_facts(
+    parts: Parts, weights: Weights | None, logits: Tensor | None, test_set: ImageSet
+) -> dict[str, Any] | None:
+    """The teacher if there is one, its file, and what its logits on the test set, (N, C), say."""
+    if weights is None or logits is None:
+        return None
+    measured = numbers(performance(logits, test_set.targets))
+    name = weights.network or parts.networks.TEACHER
+    print(f"teacher {name} from {weights.file}: test top-1 {measured['top1']:.2f} %")
+    if weak := weak_teacher(name, measured["top1"], parts.classes):
+        print(f"warning: {weak}")
+    return {
+        "name": name,
+        "file": str(weights.file),
+        "sha256": weights.sha256,
+        **{f"test_{key}": value for key, value in measured.items()},
+    }
