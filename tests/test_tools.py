@@ -17,7 +17,9 @@ import pytest
 import torch
 from conftest import ROOT, first, untrained_teacher
 
+from mdistiller_ext import command, packaged
 from mdistiller_ext.command import run
+from mdistiller_ext.commands import compare
 from mdistiller_ext.data import cifar100
 from mdistiller_ext.teacher import TeacherTable
 
@@ -147,6 +149,18 @@ def test_errors_are_one_line_and_lose_nothing(
     errors = [line for line in stderr.splitlines() if "error: " in line]
     assert len(errors) == (2 if "SOLVER.MOMENTUM" in words else 1)
     assert not list(workdir.rglob("record.json"))
+
+
+def test_home_is_home_where_no_shell_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    here = tmp_path / "c.yaml"
+    here.touch()
+    for kind in (command.path, command.existing, packaged.config, packaged.study):
+        assert kind("~/c.yaml") == here
+    parser = argparse.ArgumentParser()
+    compare.arguments(parser)
+    args = parser.parse_args(["list", "~/c", "--output=~/studies"])
+    assert (args.study, args.output) == (here, tmp_path / "studies")
 
 
 def test_debug_shows_the_traceback(tool):

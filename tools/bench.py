@@ -31,7 +31,7 @@ from torchvision.transforms.functional import to_pil_image
 from yacs.config import CfgNode
 
 from mdistiller_ext import cifar_model_dict, distiller_dict, get_cfg
-from mdistiller_ext.command import existing, run_tool
+from mdistiller_ext.command import existing, path, run_tool
 from mdistiller_ext.config import STACKS
 from mdistiller_ext.data import ImageSet, cifar100
 from mdistiller_ext.engine import pick_device
@@ -447,7 +447,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=10, help="steps of a measurement (default 10)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
     parser.add_argument(
-        "--root", type=Path, help="folder with cifar-100-binary/; else random images"
+        "--root", type=path, help="folder with cifar-100-binary/; else random images"
     )
     parser.add_argument("--grow", action="store_true", help="how images/s grow with batch and runs")
     parser.add_argument(
