@@ -98,6 +98,8 @@ def run_tool(
         args = parser.parse_intermixed_args(words)
         status, message = 0, ""
         try:
+            import numpy  # noqa: F401 - of a Ctrl-C while torch imports it, torch takes no notice
+
             main(args)
             if output:
                 output.flush()
