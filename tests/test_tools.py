@@ -148,7 +148,7 @@ def test_errors_are_one_line_and_lose_nothing(
     assert "Traceback" not in stderr
     errors = [line for line in stderr.splitlines() if "error: " in line]
     assert len(errors) == (2 if "SOLVER.MOMENTUM" in words else 1)
-    assert not list(workdir.rglob("record.json"))
+    assert not list(workdir.rglob("lock"))  # nor a folder that looks like a run
 
 
 def test_home_is_home_where_no_shell_says_so(monkeypatch, tmp_path):
@@ -204,17 +204,18 @@ def test_an_unexpected_error_is_one_line_too(tool, monkeypatch):
     assert status == 1 and expected in stderr and "Traceback" not in stderr
 
 
-# In a process where Ctrl-C comes as soon as anything wants to import torch.
+# In a process where Ctrl-C comes as soon as anything wants to import a module.
 BARE = """
 import runpy, sys
 
 class Interrupt:
     def find_spec(self, name, *rest):
-        if name == "torch":
+        if name == module:
+            sys.meta_path.remove(self)
             raise KeyboardInterrupt
 
 sys.meta_path.insert(0, Interrupt())
-sys.argv = sys.argv[1:]
+_, module, *sys.argv = sys.argv
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 STARTS = {
@@ -229,9 +230,9 @@ STARTS = {
 }
 
 
-def bare(name: str, *words: str) -> tuple[int, str, str]:
+def bare(name: str, *words: str, module: str = "torch") -> tuple[int, str, str]:
     """(status, stdout, stderr) of a tool in such a process."""
-    command = [sys.executable, "-c", BARE, str(ROOT / "tools" / f"{name}.py"), *words]
+    command = [sys.executable, "-c", BARE, module, str(ROOT / "tools" / f"{name}.py"), *words]
     result = subprocess.run(command, capture_output=True, text=True)
     return result.returncode, result.stdout, result.stderr
 
@@ -244,10 +245,13 @@ def test_help_and_slips_need_no_torch(name, workdir):
     assert status == 2 and "Traceback" not in stderr and stderr.count("error: ") == 1
 
 
-@pytest.mark.parametrize("name", STARTS)
-def test_an_interrupt_while_it_is_imported_is_one_line(name, workdir):
+@pytest.mark.parametrize(
+    ("name", "module"), [*((name, "torch") for name in STARTS), ("train", "numpy.linalg")]
+)
+def test_an_interrupt_while_it_is_imported_is_one_line(name, module, workdir):
     Path("file.yaml").write_text("")
-    assert bare(name, *STARTS[name]) == (130, "", f"{name}.py: error: interrupted\n")
+    found = bare(name, *STARTS[name], module=module)
+    assert found == (130, "", f"{name}.py: error: interrupted\n")
 
 
 def test_help_of_bench(tool):
