@@ -219,6 +219,7 @@ _, module, *sys.argv = sys.argv
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 STARTS = {
+    "bench": ["--student", "resnet9"],
     "compare": ["run", "file.yaml"],
     "eval": ["-m", "resnet8"],
     "export_upstream": ["."],
@@ -254,14 +255,9 @@ def test_an_interrupt_while_it_is_imported_is_one_line(name, module, workdir):
     assert found == (130, "", f"{name}.py: error: interrupted\n")
 
 
-def test_help_of_bench(tool):
-    text = tool("bench", "--help")[1]
-    assert "python tools/bench.py" in text and "--debug" in text
-
-
 def test_the_rung_of_many_runs_is_called_their_sum(workdir, capsys):
     """Each step of each run counts, so the rate is no run's own."""
-    tool = runpy.run_path(str(ROOT / "tools" / "bench.py"))
+    tool = runpy.run_path(str(ROOT / "tools" / "ladder.py"))
     cls = tool["Bench"]
     bench = cls.__new__(cls)
     bench.device, bench.args = torch.device("cpu"), SimpleNamespace(batch=1, eager=True)
@@ -272,10 +268,10 @@ def test_the_rung_of_many_runs_is_called_their_sum(workdir, capsys):
     fake = SimpleNamespace(first=lambda: ("first", first), engine=lambda table: 10.0)
     fake.exact = lambda runs, amp="", form="none": (20.0 if form == "vmap" else 10.0) * runs
     fake.rate, fake.floor = float, lambda: 100.0
-    tool["main"].__globals__["Bench"] = lambda *_: fake
+    tool["climb"].__globals__["Bench"] = lambda *_: fake
     args = dict.fromkeys(("batch", "steps", "rounds", "runs"), 2)
     args |= dict.fromkeys(("grow", "json"), None) | {"device": "cpu", "forms": ["grouped", "vmap"]}
-    tool["main"](argparse.Namespace(**args, teacher="t", student="s", method="m"))
+    tool["climb"](argparse.Namespace(**args, teacher="t", student="s", method="m"))
     output = capsys.readouterr().out
     assert re.search(r"\(g\) 2 runs at once, their sum +20 images/s +2\.00 x", output)
     assert re.search(r"\(i\) 2 stacked runs, vmap, their sum +40 images/s +4\.00 x", output)
