@@ -47,13 +47,18 @@ class Lasting:
                 self.error = f"the output from here on is lost: {error.strerror}"
 
 
-def existing(path: str) -> Path:
-    """The type of an argument that names a file or folder: a slip is told without waiting."""
+def path(word: str) -> Path:
+    """The type of an argument that names a file or folder: ~ is home in --output=~/here, too."""
+    return Path(os.path.expanduser(word))
+
+
+def existing(word: str) -> Path:
+    """The type of one that is there: a slip is told without waiting."""
     try:
-        Path(path).stat()
+        path(word).stat()
     except OSError as error:
-        raise argparse.ArgumentTypeError(f"{path}: {error.strerror}") from error
-    return Path(path)
+        raise argparse.ArgumentTypeError(f"{word}: {error.strerror}") from error
+    return path(word)
 
 
 def run(name: str, prog: str, words: Sequence[str] | None = None) -> NoReturn:
@@ -93,6 +98,8 @@ def run_tool(
         args = parser.parse_intermixed_args(words)
         status, message = 0, ""
         try:
+            import numpy  # noqa: F401 - of a Ctrl-C while torch imports it, torch takes no notice
+
             main(args)
             if output:
                 output.flush()

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import io
 import os
-import pickle
 import re
 import shutil
 import tarfile
@@ -300,9 +299,9 @@ def _unreadable(error: Exception) -> str:
             f"it holds a {found[1]}, and only tensors and plain types are loaded: all else could "
             f"run code; save its state_dict()"
         )
-    if isinstance(error, (pickle.UnpicklingError, EOFError)):
-        return "it is empty, cut short, or nothing that torch.save wrote"
-    return _brief(error)
+    if type(error) is ValueError:  # our own
+        return _brief(error)
+    return "it is empty, cut short, or nothing that torch.save wrote"
 
 
 def _brief(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """The configs and studies that come along: in the installed package, or in the checkout."""
 
 import argparse
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -38,8 +39,9 @@ def beside(file: Path, name: str) -> Path:
 
 
 def _find(kind: str, name: str) -> Path:
+    own = os.path.expanduser(name)
     for place in (Path(), folder(kind).parent, folder(kind)):
-        for file in (place / name, place / f"{name}.yaml"):
+        for file in (place / own, place / f"{own}.yaml"):
             if name and file.exists():
                 return file
     raise argparse.ArgumentTypeError(

@@ -146,7 +146,7 @@ def tool(*words):
 
 
 def test_a_bench_longer_than_an_epoch():
-    names = runpy.run_path(str(ROOT / "tools" / "bench.py"))
+    names = runpy.run_path(str(ROOT / "tools" / "ladder.py"))
     args = {"student": "resnet8", "teacher": "resnet8", "method": "DKD", "root": None}
     args |= {"batch": 1024, "eager": True, "steps": 1}
     bench = names["Bench"](Namespace(**args), DEVICE)

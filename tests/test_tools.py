@@ -17,7 +17,9 @@ import pytest
 import torch
 from conftest import ROOT, first, untrained_teacher
 
+from mdistiller_ext import command, packaged
 from mdistiller_ext.command import run
+from mdistiller_ext.commands import compare
 from mdistiller_ext.data import cifar100
 from mdistiller_ext.teacher import TeacherTable
 
@@ -144,7 +146,19 @@ def test_errors_are_one_line_and_lose_nothing(
     assert "Traceback" not in stderr
     errors = [line for line in stderr.splitlines() if "error: " in line]
     assert len(errors) == (2 if "SOLVER.MOMENTUM" in words else 1)
-    assert not list(workdir.rglob("record.json"))
+    assert not list(workdir.rglob("lock"))  # nor a folder that looks like a run
+
+
+def test_home_is_home_where_no_shell_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    here = tmp_path / "c.yaml"
+    here.touch()
+    for kind in (command.path, command.existing, packaged.config, packaged.study):
+        assert kind("~/c.yaml") == here
+    parser = argparse.ArgumentParser()
+    compare.arguments(parser)
+    args = parser.parse_args(["list", "~/c", "--output=~/studies"])
+    assert (args.study, args.output) == (here, tmp_path / "studies")
 
 
 def test_debug_shows_the_traceback(tool):
@@ -188,20 +202,22 @@ def test_an_unexpected_error_is_one_line_too(tool, monkeypatch):
     assert status == 1 and expected in stderr and "Traceback" not in stderr
 
 
-# In a process where Ctrl-C comes as soon as anything wants to import torch.
+# In a process where Ctrl-C comes as soon as anything wants to import a module.
 BARE = """
 import runpy, sys
 
 class Interrupt:
     def find_spec(self, name, *rest):
-        if name == "torch":
+        if name == module:
+            sys.meta_path.remove(self)
             raise KeyboardInterrupt
 
 sys.meta_path.insert(0, Interrupt())
-sys.argv = sys.argv[1:]
+_, module, *sys.argv = sys.argv
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 STARTS = {
+    "bench": ["--student", "resnet9"],
     "compare": ["run", "file.yaml"],
     "eval": ["-m", "resnet8"],
     "export_upstream": ["."],
@@ -213,9 +229,9 @@ STARTS = {
 }
 
 
-def bare(name: str, *words: str) -> tuple[int, str, str]:
+def bare(name: str, *words: str, module: str = "torch") -> tuple[int, str, str]:
     """(status, stdout, stderr) of a tool in such a process."""
-    command = [sys.executable, "-c", BARE, str(ROOT / "tools" / f"{name}.py"), *words]
+    command = [sys.executable, "-c", BARE, module, str(ROOT / "tools" / f"{name}.py"), *words]
     result = subprocess.run(command, capture_output=True, text=True)
     return result.returncode, result.stdout, result.stderr
 
@@ -228,20 +244,18 @@ def test_help_and_slips_need_no_torch(name, workdir):
     assert status == 2 and "Traceback" not in stderr and stderr.count("error: ") == 1
 
 
-@pytest.mark.parametrize("name", STARTS)
-def test_an_interrupt_while_it_is_imported_is_one_line(name, workdir):
+@pytest.mark.parametrize(
+    ("name", "module"), [*((name, "torch") for name in STARTS), ("train", "numpy.linalg")]
+)
+def test_an_interrupt_while_it_is_imported_is_one_line(name, module, workdir):
     Path("file.yaml").write_text("")
-    assert bare(name, *STARTS[name]) == (130, "", f"{name}.py: error: interrupted\n")
-
-
-def test_help_of_bench(tool):
-    text = tool("bench", "--help")[1]
-    assert "python tools/bench.py" in text and "--debug" in text
+    found = bare(name, *STARTS[name], module=module)
+    assert found == (130, "", f"{name}.py: error: interrupted\n")
 
 
 def test_the_rung_of_many_runs_is_called_their_sum(workdir, capsys):
     """Each step of each run counts, so the rate is no run's own."""
-    tool = runpy.run_path(str(ROOT / "tools" / "bench.py"))
+    tool = runpy.run_path(str(ROOT / "tools" / "ladder.py"))
     cls = tool["Bench"]
     bench = cls.__new__(cls)
     bench.device, bench.args = torch.device("cpu"), SimpleNamespace(batch=1, eager=True)
@@ -252,10 +266,10 @@ def test_the_rung_of_many_runs_is_called_their_sum(workdir, capsys):
     fake = SimpleNamespace(first=lambda: ("first", first), engine=lambda table: 10.0)
     fake.exact = lambda runs, amp="", form="none": (20.0 if form == "vmap" else 10.0) * runs
     fake.rate, fake.floor = float, lambda: 100.0
-    tool["main"].__globals__["Bench"] = lambda *_: fake
+    tool["climb"].__globals__["Bench"] = lambda *_: fake
     args = dict.fromkeys(("batch", "steps", "rounds", "runs"), 2)
     args |= dict.fromkeys(("grow", "json"), None) | {"device": "cpu", "forms": ["grouped", "vmap"]}
-    tool["main"](argparse.Namespace(**args, teacher="t", student="s", method="m"))
+    tool["climb"](argparse.Namespace(**args, teacher="t", student="s", method="m"))
     output = capsys.readouterr().out
     assert re.search(r"\(g\) 2 runs at once, their sum +20 images/s +2\.00 x", output)
     assert re.search(r"\(i\) 2 stacked runs, vmap, their sum +40 images/s +4\.00 x", output)

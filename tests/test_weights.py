@@ -134,6 +134,8 @@ def test_a_real_teacher_where_another_is_asked(shared, workdir, dataset, asked):
     [
         (b"no checkpoint at all", "not a readable checkpoint"),
         (b"", "not a readable checkpoint"),
+        (b"hello", "nothing that torch.save wrote"),
+        (b"PK\x03\x04", "nothing that torch.save wrote"),
         ([1], "expected a state dict, found a list"),
         ({"model": {"fc": 1}}, "expected a state dict, or .* found a dict of 'model'"),
         ({"epoch": 3, "net": {}}, "expected a state dict, or .* found a dict of 'epoch', 'net'"),

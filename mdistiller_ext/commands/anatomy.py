@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from .. import packaged
+from ..command import path
 from ..errors import ConfigError
 
 
@@ -22,15 +23,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--second", type=named, metavar="NAME=FILE", help="another teacher")
     parser.add_argument("--images", type=int, default=1000, help="of the training set")
-    parser.add_argument("--output", type=Path, default=Path("anatomy"), metavar="FOLDER")
+    parser.add_argument("--output", type=path, default=Path("anatomy"), metavar="FOLDER")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's")
 
 
 def named(word: str) -> tuple[str, Path]:
     name, equals, file = word.partition("=")
-    if not equals or not Path(file).is_file():
+    if not equals or not path(file).is_file():
         raise argparse.ArgumentTypeError(f"{word}: expected NAME=FILE of a file that exists")
-    return name, Path(file)
+    return name, path(file)
 
 
 def numbered(word: str) -> tuple[int, Path]:

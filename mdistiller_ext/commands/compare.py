@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import packaged
+from ..command import path
 from ..errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ OUTPUT = Path("output", "studies")
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["run", "list", "report"])
     parser.add_argument("study", type=packaged.study, metavar="STUDY.yaml")
-    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER")
+    parser.add_argument("--output", type=path, default=OUTPUT, metavar="FOLDER")
     parser.add_argument("--jobs", type=int, help="processes at once (default: one a core, or 1)")
     parser.add_argument("--together", type=int, help="runs a process trains at once (GPU: 16)")
     parser.add_argument(
@@ -44,7 +45,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus", type=float, default=0.0, help="of Ray, for a process: 1, 0.25, .."
     )
-    parser.add_argument("--allow", action="append", default=[], metavar="CONDITION")
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="of `report`: what may differ between runs, as device_name",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings of every run")
 

@@ -8,15 +8,15 @@
 
 import argparse
 import shutil
-from pathlib import Path
 
 from .. import packaged
+from ..command import path
 from ..errors import ConfigError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="without .yaml")
-    parser.add_argument("copy", nargs="?", type=Path, help="a file that is not there yet")
+    parser.add_argument("copy", nargs="?", type=path, help="a file that is not there yet")
     parser.add_argument("--keys", action="store_true", help="a Markdown table of the config keys")
 
 

@@ -9,13 +9,13 @@ import argparse
 import difflib
 import sys
 from operator import methodcaller
-from pathlib import Path
 
 from .. import packaged
+from ..command import path
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkout", type=Path, help="the folder with mdistiller/ and configs/")
+    parser.add_argument("checkout", type=path, help="the folder with mdistiller/ and configs/")
     parser.add_argument(
         "--check", action="store_true", help="only say what would change; exit 1 if anything would"
     )

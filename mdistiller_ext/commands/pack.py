@@ -9,15 +9,14 @@ study that sent them brings its runs home: each is taken where it is further tha
 """
 
 import argparse
-from pathlib import Path
 
-from ..command import existing
+from ..command import existing, path
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["pack", "unpack"])
     parser.add_argument("source", type=existing, metavar="SOURCE")
-    parser.add_argument("target", type=Path, metavar="TARGET")
+    parser.add_argument("target", type=path, metavar="TARGET")
     parser.add_argument("--unfinished", action="store_true", help="with states to go on from")
     parser.add_argument("--overwrite", action="store_true", help="where TARGET is there already")
 

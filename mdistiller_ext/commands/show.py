@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..command import existing
+from ..command import existing, path
 from ..errors import ConfigError
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -31,7 +31,7 @@ FIGURES = {
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=existing, metavar="RUN_FOLDER")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="default: show.html in the first run's folder"
+        "--output", type=path, metavar="FILE", help="default: show.html in the first run's folder"
     )
 
 

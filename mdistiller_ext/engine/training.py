@@ -1,9 +1,10 @@
 """From a config to a finished run, or several: folders, locks and teachers."""
 
+import os
 import shutil
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -166,7 +167,7 @@ def opened(
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 lock = _locked(folder, LOCK_WAIT if patience is None else patience, shared.stop)
-                stack.callback(lock.release)
+                stack.callback(_leave, folder, lock)
                 discard_parts(folder)
             record = finished_before(cfg, folder, resume)
             state = None if record else earlier_state(cfg, folder, resume)
@@ -198,6 +199,14 @@ def _locked(folder: Path, patience: float, stop: StopSignals) -> FileLock:
             stop.check()
             if time.monotonic() >= end:
                 raise RunError(f"{folder} is in use by another process") from None
+
+
+def _leave(folder: Path, lock: FileLock) -> None:
+    """Release a folder's lock; a run that never began leaves no folder."""
+    with suppress(OSError):
+        if os.listdir(folder) == ["lock"]:
+            shutil.rmtree(folder)
+    lock.release()
 
 
 def _check_teacher(cfg: CfgNode, folder: Path, record: dict[str, Any]) -> None:
