@@ -241,6 +241,20 @@ def test_help_of_bench(tool):
     assert "python tools/bench.py" in text and "--debug" in text
 
 
+def test_all_rungs_of_the_bench_have_one_arithmetic():
+    """The first of them in its own process."""
+    names, found = runpy.run_path(str(ROOT / "tools" / "bench.py"))["main"].__globals__, []
+    names["set_arithmetic"] = lambda device, tf32: found.append(tf32)
+    names["Bench"] = lambda *_: SimpleNamespace(grow=lambda: None)
+    args = {"device": "cpu", "grow": True, "tf32": True, "root": None, "batch": 1, "steps": 1}
+    args |= {"rounds": 1, "runs": 1, "method": "KD", "teacher": "resnet8", "student": "resnet8"}
+    names["main"](argparse.Namespace(**args))
+    pipe = SimpleNamespace(send=lambda name: None, recv=lambda: None)
+    names["plain_steps"] = names["toolkit_steps"] = lambda *_: (_ for _ in ())
+    names["serve"](pipe, argparse.Namespace(**args), 0)
+    assert found == [True, True]
+
+
 def test_the_rung_of_many_runs_is_called_their_sum(workdir, capsys):
     """Each step of each run counts, so the rate is no run's own."""
     tool = runpy.run_path(str(ROOT / "tools" / "bench.py"))
@@ -257,6 +271,7 @@ def test_the_rung_of_many_runs_is_called_their_sum(workdir, capsys):
     tool["main"].__globals__["Bench"] = lambda *_: fake
     args = dict.fromkeys(("batch", "steps", "rounds", "runs"), 2)
     args |= dict.fromkeys(("grow", "json"), None) | {"device": "cpu", "forms": ["grouped", "vmap"]}
+    args["tf32"] = False
     tool["main"](argparse.Namespace(**args, teacher="t", student="s", method="m"))
     output = capsys.readouterr().out
     assert re.search(r"\(g\) 2 runs at once, their sum +20 images/s +2\.00 x", output)

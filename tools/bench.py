@@ -35,7 +35,12 @@ from mdistiller_ext.command import existing, run_tool
 from mdistiller_ext.config import STACKS
 from mdistiller_ext.data import ImageSet, cifar100
 from mdistiller_ext.engine import pick_device
-from mdistiller_ext.engine.build import CompiledStudent, build_autocast, build_optimizer
+from mdistiller_ext.engine.build import (
+    CompiledStudent,
+    build_autocast,
+    build_optimizer,
+    set_arithmetic,
+)
 from mdistiller_ext.engine.graph import DeviceSteps
 from mdistiller_ext.engine.loop import Meter, train_epoch
 from mdistiller_ext.engine.stacked import Stacked
@@ -57,6 +62,7 @@ def main(args: argparse.Namespace) -> None:
                 f"--{name}: {getattr(args, name)} is not allowed, expected at least 1"
             )
     device = pick_device(args.device)
+    set_arithmetic(device, args.tf32)
     bench = Bench(args, device)
     if args.grow:
         bench.grow()
@@ -109,6 +115,7 @@ def main(args: argparse.Namespace) -> None:
             "teacher": args.teacher,
             "student": args.student,
             "batch": args.batch,
+            "tf32": args.tf32,
             "rounds": args.rounds,
             "rungs": rows,
             "floor_images_per_s": floor,
@@ -181,8 +188,8 @@ class Bench:
         return work
 
     def exact(self, runs: int, amp: str = "none", form: str = "none") -> Work:
-        """What tools/train.py does: a full table, a compiled student, on a CPU channels-last, on a
-        GPU a graph; with SOLVER.STACK as `form` says."""
+        """What tools/train.py does: a full table, a compiled student, channels-last where that
+        helps, on a GPU a graph; with SOLVER.STACK as `form` says."""
         stacked = None if form == "none" else Stacked(form, not self.args.eager)
         lanes, stream = [], None
         for _ in range(runs):
@@ -206,7 +213,7 @@ class Bench:
         """A run's steps without end, some each time that it is advanced."""
         args, cuda = self.args, self.device.type == "cuda"
         distiller = distiller_dict[args.method](*self.networks(), cfg)
-        if not cuda:
+        if not cuda or args.tf32 or amp == "bf16":
             distiller.to(memory_format=torch.channels_last)
         if not self.args.eager:
             CompiledStudent(distiller.student)
@@ -342,6 +349,7 @@ class Elsewhere:
 
 def serve(pipe: Connection, args: argparse.Namespace, workers: int) -> None:
     warnings.simplefilter("ignore")  # the toolkit's, on a recent PyTorch
+    set_arithmetic(torch.device("cuda" if torch.cuda.is_available() else "cpu"), args.tf32)
     images, targets = read_images(args.root)
     try:
         find_toolkit()
@@ -435,6 +443,7 @@ if __name__ == "__main__":
     parser.add_argument("--student", default="resnet8", choices=cifar_model_dict)
     parser.add_argument("--method", default="DKD", choices=["KD", "DKD"])
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--tf32", action="store_true", help="SOLVER.TF32, also of the first rung")
     parser.add_argument("--eager", action="store_true", help="from rung (e) on without compiling")
     parser.add_argument("--runs", type=int, default=2, help="runs at once from rung (g) on")
     parser.add_argument(

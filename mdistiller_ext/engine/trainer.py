@@ -18,6 +18,7 @@ from .build import (
     build_autocast,
     build_distiller,
     build_optimizer,
+    set_arithmetic,
     takes_features,
 )
 from .graph import DeviceSteps
@@ -44,9 +45,7 @@ class Trainer:
     def __init__(self, cfg: CfgNode, shared: Shared, weights: Weights | None) -> None:
         self.kind, self.weights = kind(cfg), weights
         self.world, device = shared.world, shared.device
-        if device.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = cfg.SOLVER.TF32
-            torch.backends.cudnn.benchmark = True  # the shapes are fixed
+        set_arithmetic(device, cfg.SOLVER.TF32)
         self.data, _ = shared.data(cfg)
         self.distiller = self._initial(cfg, weights).to(device)
         self.optimizer = build_optimizer(cfg, self.distiller)
