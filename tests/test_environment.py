@@ -6,11 +6,13 @@ import sys
 from datetime import datetime
 
 import pytest
+import torch
 from conftest import CPU, signal_at
 from test_study import SESSION, edit, stub_runs, study  # noqa: F401
 
 from mdistiller_ext.engine import environment as module
 from mdistiller_ext.engine import train
+from mdistiller_ext.engine.build import set_arithmetic
 from mdistiller_ext.engine.environment import CODE, CONDITIONS, PACKAGE, changes, environment
 from mdistiller_ext.errors import ConfigError
 from mdistiller_ext.files import code_hash
@@ -26,6 +28,19 @@ def test_an_environment_names_code_command_versions_and_arithmetic():
     assert found["tf32"] is False and found["threads"] >= 1 and found["cuda"] is None
     # What a run adds to it apart, every condition is there.
     assert set(CONDITIONS) - set(found) == {"toolkit", "imported", "data", "processes"}
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_the_arithmetic_of_a_gpu_is_chosen(tf32):
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.benchmark
+    try:
+        set_arithmetic(CPU, not before[0])
+        assert (cudnn.allow_tf32, cudnn.benchmark) == before
+        set_arithmetic(torch.device("cuda"), tf32)
+        assert (cudnn.allow_tf32, cudnn.benchmark) == (tf32, True)
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark = before
 
 
 def test_the_code_hash_is_of_every_file_that_trains_and_of_no_other(tmp_path):

@@ -11,7 +11,7 @@ from composed import composed
 from conftest import CPU, ROOT, TIMES, signal_at, untrained_teacher, weights
 
 from mdistiller_ext.config import load_cfg
-from mdistiller_ext.engine import World, train, trainer
+from mdistiller_ext.engine import World, pick_device, train, trainer
 from mdistiller_ext.engine.loop import Meter
 from mdistiller_ext.engine.record import read_record
 from mdistiller_ext.engine.replicas import Replica, SyncedBatchNorm2d
@@ -208,6 +208,17 @@ def test_tensors_go_by_what_their_device_has(monkeypatch, device, backend):
     monkeypatch.setenv("RANK", "1")
     world = World.join(torch.device(device))
     assert joined == [backend] and (world.rank, world.size) == (1, 2)
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    """What names no GPU, as a stream or a broadcast, means that one."""
+    chosen, live = [], torch.zeros
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: live(*shape))
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert [pick_device("cuda"), pick_device("cuda:3")] == chosen
+    assert [str(device) for device in chosen] == ["cuda:1", "cuda:3"]
 
 
 def test_a_process_says_that_the_first_has_ended(monkeypatch):

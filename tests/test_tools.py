@@ -253,6 +253,20 @@ def test_an_interrupt_while_it_is_imported_is_one_line(name, module, workdir):
     assert found == (130, "", f"{name}.py: error: interrupted\n")
 
 
+def test_all_rungs_of_the_bench_have_one_arithmetic():
+    """The first of them in its own process."""
+    names, found = runpy.run_path(str(ROOT / "tools" / "ladder.py"))["climb"].__globals__, []
+    names["set_arithmetic"] = lambda device, tf32: found.append(tf32)
+    names["Bench"] = lambda *_: SimpleNamespace(grow=lambda: None)
+    args = {"device": "cpu", "grow": True, "tf32": True, "root": None, "batch": 1, "method": "KD"}
+    args |= {"teacher": "resnet8", "student": "resnet8"}
+    names["climb"](argparse.Namespace(**args))
+    pipe = SimpleNamespace(send=lambda name: None, recv=lambda: None)
+    names["plain_steps"] = names["toolkit_steps"] = lambda *_: (_ for _ in ())
+    names["serve"](pipe, argparse.Namespace(**args), 0)
+    assert found == [True, True]
+
+
 def test_the_rung_of_many_runs_is_called_their_sum(workdir, capsys):
     """Each step of each run counts, so the rate is no run's own."""
     tool = runpy.run_path(str(ROOT / "tools" / "ladder.py"))
@@ -269,6 +283,7 @@ def test_the_rung_of_many_runs_is_called_their_sum(workdir, capsys):
     tool["climb"].__globals__["Bench"] = lambda *_: fake
     args = dict.fromkeys(("batch", "steps", "rounds", "runs"), 2)
     args |= dict.fromkeys(("grow", "json"), None) | {"device": "cpu", "forms": ["grouped", "vmap"]}
+    args["tf32"] = False
     tool["climb"](argparse.Namespace(**args, teacher="t", student="s", method="m"))
     output = capsys.readouterr().out
     assert re.search(r"\(g\) 2 runs at once, their sum +20 images/s +2\.00 x", output)

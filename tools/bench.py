@@ -58,6 +58,7 @@ if __name__ == "__main__":
     parser.add_argument("--student", default="resnet8", metavar="NAME", help="default: %(default)s")
     parser.add_argument("--method", default="DKD", choices=["KD", "DKD"])
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--tf32", action="store_true", help="SOLVER.TF32, also of the first rung")
     parser.add_argument("--eager", action="store_true", help="from rung (e) on without compiling")
     parser.add_argument("--runs", type=int, default=2, help="runs at once from rung (g) on")
     parser.add_argument(

@@ -24,7 +24,12 @@ from yacs.config import CfgNode
 from mdistiller_ext import cifar_model_dict, distiller_dict, get_cfg
 from mdistiller_ext.data import ImageSet, cifar100
 from mdistiller_ext.engine import pick_device
-from mdistiller_ext.engine.build import CompiledStudent, build_autocast, build_optimizer
+from mdistiller_ext.engine.build import (
+    CompiledStudent,
+    build_autocast,
+    build_optimizer,
+    set_arithmetic,
+)
 from mdistiller_ext.engine.graph import DeviceSteps
 from mdistiller_ext.engine.loop import Meter, train_epoch
 from mdistiller_ext.engine.stacked import Stacked
@@ -41,6 +46,7 @@ Work = Callable[[int], int]  # trains at least that many steps, and says how man
 
 def climb(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
+    set_arithmetic(device, args.tf32)
     bench = Bench(args, device)
     if args.grow:
         bench.grow()
@@ -93,6 +99,7 @@ def climb(args: argparse.Namespace) -> None:
             "teacher": args.teacher,
             "student": args.student,
             "batch": args.batch,
+            "tf32": args.tf32,
             "rounds": args.rounds,
             "rungs": rows,
             "floor_images_per_s": floor,
@@ -165,8 +172,8 @@ class Bench:
         return work
 
     def exact(self, runs: int, amp: str = "none", form: str = "none") -> Work:
-        """What tools/train.py does: a full table, a compiled student, on a CPU channels-last, on a
-        GPU a graph; with SOLVER.STACK as `form` says."""
+        """What tools/train.py does: a full table, a compiled student, channels-last where that
+        helps, on a GPU a graph; with SOLVER.STACK as `form` says."""
         stacked = None if form == "none" else Stacked(form, not self.args.eager)
         lanes, stream = [], None
         for _ in range(runs):
@@ -190,7 +197,7 @@ class Bench:
         """A run's steps without end, some each time that it is advanced."""
         args, cuda = self.args, self.device.type == "cuda"
         distiller = distiller_dict[args.method](*self.networks(), cfg)
-        if not cuda:
+        if not cuda or args.tf32 or amp == "bf16":
             distiller.to(memory_format=torch.channels_last)
         if not self.args.eager:
             CompiledStudent(distiller.student)
@@ -326,6 +333,7 @@ class Elsewhere:
 
 def serve(pipe: Connection, args: argparse.Namespace, workers: int) -> None:
     warnings.simplefilter("ignore")  # the toolkit's, on a recent PyTorch
+    set_arithmetic(torch.device("cuda" if torch.cuda.is_available() else "cpu"), args.tf32)
     images, targets = read_images(args.root)
     try:
         find_toolkit()

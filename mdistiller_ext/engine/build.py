@@ -49,6 +49,13 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
+def set_arithmetic(device: torch.device, tf32: bool) -> None:
+    """Of convolutions on a GPU: whether float32 takes tensor cores; algorithms found by trial."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = True  # the shapes are fixed
+
+
 def _keep_freed_memory() -> None:
     """Let glibc keep what a step frees for the next one, instead of a page fault for each 4 KB."""
     with suppress(OSError, AttributeError):

@@ -18,6 +18,7 @@ from .build import (
     build_autocast,
     build_distiller,
     build_optimizer,
+    set_arithmetic,
     takes_features,
 )
 from .graph import DeviceSteps
@@ -45,9 +46,7 @@ class Trainer:
         solver, method, keeps = parts.solver, parts.networks.TYPE, parts.networks.TEACHER_TABLE
         self.kind, self.weights = kind(parts.cfg), weights
         self.world, device = shared.world, shared.device
-        if device.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = solver.TF32
-            torch.backends.cudnn.benchmark = True  # the shapes are fixed
+        set_arithmetic(device, solver.TF32)
         self.data, _ = shared.data(parts)
         self.distiller = self._initial(parts, weights).to(device)
         self.optimizer = build_optimizer(solver, self.distiller)
