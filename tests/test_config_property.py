@@ -31,7 +31,7 @@ from mdistiller_ext import cifar_model_dict, engine, get_cfg
 from mdistiller_ext.config import load_cfg, rule_of
 from mdistiller_ext.data import ImageSet, digits, get_dataset
 from mdistiller_ext.distillers import RECIPES
-from mdistiller_ext.engine import run, shared, trainer, training
+from mdistiller_ext.engine import facts, shared, trainer, training
 from mdistiller_ext.errors import ConfigError, bare
 from mdistiller_ext.losses import LOSSES
 from mdistiller_ext.policies import POLICIES
@@ -245,7 +245,7 @@ def place(tmp_path_factory):
             lambda node: (few[node.TYPE],) * 2 if node.TYPE in few else get_dataset(node),
         )
         patch.setitem(sys.modules, "own_networks", networks)
-        patch.setattr(run, "environment", lambda device: {})  # asks git
+        patch.setattr(facts, "environment", lambda device: {})  # asks git
         patch.setattr(os, "fsync", lambda file: None)  # waits for the disk
         patch.setitem(sys.modules, "wandb", None)
         patch.setenv("MDISTILLER_EXT_CACHE", str(home / "cache"))
