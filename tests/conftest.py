@@ -56,6 +56,12 @@ def cache_folder(tmp_path_factory, monkeypatch) -> None:
     monkeypatch.setenv("MDISTILLER_EXT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def no_wait_for_the_disk(monkeypatch) -> None:
+    """No test ends the machine's power."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
 read_once = cache(cifar100.load)
 read_digits = digits.load
 

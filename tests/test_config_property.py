@@ -246,7 +246,6 @@ def place(tmp_path_factory):
         )
         patch.setitem(sys.modules, "own_networks", networks)
         patch.setattr(facts, "environment", lambda device: {})  # asks git
-        patch.setattr(os, "fsync", lambda file: None)  # waits for the disk
         patch.setitem(sys.modules, "wandb", None)
         patch.setenv("MDISTILLER_EXT_CACHE", str(home / "cache"))
         yield home, trained, patch

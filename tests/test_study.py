@@ -412,30 +412,30 @@ def test_arms_trained_or_evaluated_unequally_are_not_mixed(study, key, usual):
 def test_a_study_runs_goes_on_and_survives_a_failure(study, workdir, capsys):
     """With processes of its own; what is finished is not run again."""
     arms = {
-        "student alone": {"cfg": "vanilla.yaml"},
+        "student alone": {"cfg": "vanilla.yaml", "seeds": [0]},
         "DKD": {"cfg": "dkd.yaml"},
-        "broken": {"cfg": "kd.yaml", "options": {"SOLVER.LR": 1e30}},
+        "broken": {"cfg": "kd.yaml", "options": {"SOLVER.LR": 1e30}, "seeds": [0]},
     }
     options = ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
     built = study(*options, arms=arms, seeds=[0, 1], claims={}, options={"SOLVER.EPOCHS": 1})
     failed = run_jobs(built.jobs, partial(processes, device=CPU, count=2))
-    assert sorted(failed) == ["resnet8,broken,seed0", "resnet8,broken,seed1"]
+    assert list(failed) == ["resnet8,broken,seed0"]
     assert "not finite" in failed["resnet8,broken,seed0"]
     done = [job for job in built.jobs if job.arm != "broken"]
     times = [(job.folder / "record.json").stat().st_mtime_ns for job in done]
     weights = [torch.load(job.folder / "student_last", weights_only=True) for job in done]
-    assert len(weights) == 4
+    assert len(weights) == 3
     run_jobs(built.jobs, partial(processes, device=CPU, count=1), together=3)
     assert times == [(job.folder / "record.json").stat().st_mtime_ns for job in done]
     output = capsys.readouterr().out
-    assert "6 runs: 4 finished already, 2 to go" in output
+    assert "4 runs: 3 finished already, 1 to go" in output
     assert "resnet8,DKD,seed1: finished after epoch 1" in output
     assert "resnet8,broken,seed0: failed after epoch 0" in output
     listed = progress(built)
     assert "resnet8, DKD: DKD, 2 of 2 runs finished, 2 of 2 epochs\n" in listed
-    assert "2 epochs left: 0.0 hours of one process at the pace so far" in listed
+    assert "1 epochs left: 0.0 hours of one process at the pace so far" in listed
     records, left_out = collect(built)
-    assert len(records) == 4 and len(left_out) == 2
+    assert len(records) == 3 and len(left_out) == 1
 
 
 def test_the_parts_of_a_study_are_all_of_it(study, workdir, tool, monkeypatch):

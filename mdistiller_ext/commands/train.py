@@ -5,6 +5,7 @@ torchrun --nproc_per_node 2 -m mdistiller_ext train --cfg ...
 """
 
 import argparse
+import os
 from contextlib import nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -22,10 +23,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    import torch
+
     from ..config import load_cfg, shown
+    from ..data import facts
     from ..engine import World, default_name, pick_device, resumed_name, train
 
     cfg = load_cfg(args.cfg, args.opts)
+    if facts(cfg.DATASET).side < 16 and "OMP_NUM_THREADS" not in os.environ:
+        # Of images this small more threads gain little, and beside other work they lose nearly all.
+        torch.set_num_threads(1)
     device = pick_device(args.device)
     world = World.join(device)
     # One process speaks for all.

@@ -5,6 +5,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
@@ -152,9 +153,10 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
 
 
 def _seeded(cfg: CfgNode, seed: int, name: str) -> CfgNode:
-    """The config of another seed's run of the same arm."""
-    cfg = cfg.clone()
+    """The config of another seed's run of the same arm; the two share what they have in common."""
+    cfg = copy(cfg)
     cfg.defrost()
+    cfg.SOLVER, cfg.EXPERIMENT = cfg.SOLVER.clone(), cfg.EXPERIMENT.clone()
     cfg.SOLVER.SEED, cfg.EXPERIMENT.NAME = seed, name
     cfg.freeze()
     return cfg
