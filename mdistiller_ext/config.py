@@ -43,7 +43,7 @@ def layout() -> Layout:
 def rules() -> dict[str, Rule]:
     """The rule of every key of ours."""
     places = layout()
-    of_part = {part: part.rules() for part, _ in places.values()}
+    of_part = {part: part.rules() for part in {part for part, _ in places.values()}}
     return {key: of_part[part][name] for key, (part, name) in places.items()}
 
 

@@ -23,7 +23,7 @@ class Settings:
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         own = cls()
-        return {key: getattr(own, key) for key in cls.rules()}
+        return {key: getattr(own, key) for key in cls.meanings()}
 
     @classmethod
     def rules(cls) -> dict[str, Rule]:
@@ -37,7 +37,7 @@ class Settings:
     @classmethod
     def read(cls: type[Own], node: Mapping[str, Any]) -> Own:
         """From a mapping that has at least these keys."""
-        return cls(**{key: node[key] for key in cls.rules()})
+        return cls(**{key: node[key] for key in cls.meanings()})
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

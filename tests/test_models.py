@@ -43,15 +43,15 @@ def test_size(name, parameters):
 
 @pytest.mark.parametrize(
     ("name", "right"),
-    [("resnet20", 692), ("resnet32", 689), ("resnet44", 723), ("resnet56", 712)],
+    [("resnet20", 214), ("resnet32", 211), ("resnet44", 224), ("resnet56", 218)],
 )
 def test_real_teachers_are_right_as_often_as_is_known(shared, name, right):
-    """On the first 1,000 test images: those of networks with 68.8, 70.1, 71.7 and 72.6 % on all.
+    """On the first 300 test images: those of networks with 68.8, 70.1, 71.7 and 72.6 % on all.
 
     No two best logits of these are closer than 4e-4. `test_tools.py` has ResNet-20 on all images.
     """
     model = cifar_model_dict[name][0](num_classes=100)
     load_into(model, load_weights(shared / "teachers" / f"cifar100_{name}.pth"), name)
     _, test = cifar100.load(shared)
-    few = first(test, 1000)
-    assert (predict(model, few, 250).argmax(dim=1) == few.targets).sum() == right
+    few = first(test, 300)
+    assert (predict(model, few, 150).argmax(dim=1) == few.targets).sum() == right

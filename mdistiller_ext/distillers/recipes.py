@@ -94,7 +94,7 @@ class Recipe:
     def node(self) -> CfgNode:
         """The defaults."""
         tree: dict[str, Any] = {}
-        of_part = {part: part.defaults() for part, _ in self.layout.values()}
+        of_part = {part: part.defaults() for part in {part for part, _ in self.layout.values()}}
         for place, (part, key) in self.layout.items():
             *sections, last = place.split(".")
             inner = tree
