@@ -161,6 +161,20 @@ def test_home_is_home_where_no_shell_says_so(monkeypatch, tmp_path):
     assert (args.study, args.output) == (here, tmp_path / "studies")
 
 
+@pytest.mark.parametrize(("given", "threads"), [({}, 1), ({"OMP_NUM_THREADS": "2"}, 2)])
+def test_images_of_a_few_pixels_take_one_thread(tool, monkeypatch, given, threads):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    try:
+        torch.set_num_threads(2)
+        assert tool("train", "--cfg", DIGITS, "--device", "nope")[0] == 2
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_debug_shows_the_traceback(tool):
     status, _, stderr = tool("train", "--cfg", DIGITS, "SOLVER.EPOCH", "2", "--debug")
     assert status == 2 and "Traceback" in stderr

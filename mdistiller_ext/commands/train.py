@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> None:
     from ..engine import World, default_name, pick_device, resumed_name, train
 
     cfg = load_cfg(args.cfg, args.opts)
-    if facts(cfg.DATASET).side < 16 and "OMP_NUM_THREADS" not in os.environ:
+    if "OMP_NUM_THREADS" not in os.environ and facts(cfg.DATASET).side < 16:
         # Of images this small more threads gain little, and beside other work they lose nearly all.
         torch.set_num_threads(1)
     device = pick_device(args.device)

@@ -29,7 +29,7 @@ def method_facts(parts: Parts) -> dict[str, Any]:
 def session_facts(
     parts: Parts, shared: Shared, trainer: Trainer, test_set: ImageSet
 ) -> dict[str, Any]:
-    """What this session trains on and with."""
+    """The machine, the code and the processes that a record names each time that a run goes on."""
     return {
         **environment(shared.device),
         "processes": shared.world.size,
