@@ -15,6 +15,7 @@ from mdistiller_ext.distillers import Distiller
 from mdistiller_ext.engine import train
 from mdistiller_ext.errors import ConfigError, RunError
 from mdistiller_ext.policies import Context
+from mdistiller_ext.study import launch
 from mdistiller_ext.teacher import TabledTeacher, TeacherTable, features_taken, table
 
 VIEWS = 18
@@ -174,7 +175,7 @@ def fill(folder, ready):
 
 def test_processes_fill_one_table_together(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mdistiller_ext.engine"])
+    context.set_forkserver_preload(launch.PRELOADED)  # the server is one for all tests
     ready = context.Barrier(3)
     processes = [context.Process(target=fill, args=(tmp_path, ready)) for _ in range(3)]
     for process in processes:

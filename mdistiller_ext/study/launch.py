@@ -28,6 +28,8 @@ from .plan import Job, Study
 
 LOG = "log.txt"
 PATIENCE = 1.0  # seconds between two looks at the running records
+# What its processes would each import; every optimizer asks for torch._dynamo, digits for sklearn.
+PRELOADED = [__name__, "torch._dynamo", "sklearn.model_selection"]
 
 # Runs jobs, so many at once in each process; yields how many ended since the last time, at least
 # every PATIENCE.
@@ -92,7 +94,7 @@ def processes(
     pending = deque(group for group in groups if group)
     threads = max(1, torch.get_num_threads() // count)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(PRELOADED)
     running: dict[Any, tuple[Any, Sequence[Job]]] = {}
     with StopSignals() as stop:
         while pending or running:
