@@ -16,6 +16,7 @@ from conftest import (
     ROOT,
     TIMES,
     assert_same_run,
+    same_weights,
     scalars,
     signal_at,
     untrained_teacher,
@@ -244,8 +245,7 @@ def test_an_epoch_that_is_not_evaluated_has_no_test_metrics(digits_cfg, trained,
     assert record.items() >= expected.items() and read_record(folder / "record.json") == record
     assert sorted(n for tag, n in scalars(folder) if tag == "test_top1") == [2, 3]
     assert sorted(n for tag, n in scalars(folder) if tag == "loss") == [1, 2, 3]
-    often = trained("dkd_lp")
-    assert all(torch.equal(v, weights(often)[k]) for k, v in weights(folder).items())
+    assert same_weights(folder, trained("dkd_lp"))
     twice = trained("dkd_lp", "SOLVER.EPOCHS", "2")
     best = torch.load(folder / "student_best", weights_only=True)["model"]
     assert all(torch.equal(v, best[k]) for k, v in weights(twice).items())
@@ -274,7 +274,7 @@ def test_a_run_that_is_seldom_evaluated_stops_and_goes_on(digits_cfg):
     )
     # The fourth was the last one once.
     assert [e["epoch"] for e in record["epochs"] if "test_top1" in e] == [3, 4, 5]
-    assert all(torch.equal(v, weights(folder)[k]) for k, v in weights(whole).items())
+    assert same_weights(folder, whole)
 
 
 @pytest.mark.parametrize("method", ["vanilla", "dkd_lp"])
