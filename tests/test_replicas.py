@@ -45,8 +45,8 @@ from mdistiller_ext.errors import Stopped
 device, count = pick_device("cpu"), Meter.count
 world = World.join(device)
 
-def run(name, synced, resume=False, file=config):
-    cfg = load_cfg(file, [*options, "SOLVER.SYNC_BN", synced])
+def run(name, synced, *more, resume=False, file=config):
+    cfg = load_cfg(file, [*options, "SOLVER.SYNC_BN", synced, *more])
     train(cfg, name, device, world=world, resume=resume)
 
 def counted(self, images):
@@ -54,7 +54,7 @@ def counted(self, images):
         os.kill(os.getpid(), signal.SIGTERM)
     count(self, images)
 
-run("apart", "False")
+run("apart", "False", "SOLVER.EPOCHS", "1")
 Meter.count = counted
 try:
     run("parts", "True")

@@ -1,6 +1,7 @@
 """What a method is made of, and the methods by name: a loss, policies, defaults."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -93,15 +94,15 @@ class Recipe:
 
     def node(self) -> CfgNode:
         """The defaults."""
-        tree: dict[str, Any] = {}
+        tree = CfgNode()  # built in place: of a dict it makes a deep copy at each level
         of_part = {part: part.defaults() for part in {part for part, _ in self.layout.values()}}
         for place, (part, key) in self.layout.items():
             *sections, last = place.split(".")
             inner = tree
             for section in sections:
-                inner = inner.setdefault(section, {})
-            inner[last] = self.defaults.get(place, of_part[part][key])
-        return CfgNode(tree)
+                inner = inner.setdefault(section, CfgNode())
+            inner[last] = copy(self.defaults.get(place, of_part[part][key]))
+        return tree
 
     def chosen(self, node: Mapping[str, Any]) -> tuple[str, Sequence[str]]:
         """The names of the loss and of the policies."""
