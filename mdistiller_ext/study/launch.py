@@ -29,6 +29,7 @@ from .plan import Job, Study
 LOG = "log.txt"
 PATIENCE = 1.0  # seconds between two looks at the running records
 # What its processes would each import; every optimizer asks for torch._dynamo, digits for sklearn.
+# None of them may ask for a GPU: what has one cannot be forked.
 PRELOADED = [__name__, "torch._dynamo", "sklearn.model_selection"]
 
 # Runs jobs, so many at once in each process; yields how many ended since the last time, at least
