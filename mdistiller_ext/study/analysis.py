@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..errors import counted
 from .plan import Study
 from .records import FIGURES
 from .statistics import (
@@ -150,6 +151,7 @@ def beyond(arms: list[Arm]) -> bool:
 
 def _claims(study: Study, runs: pd.DataFrame, family: int) -> tuple[list[Claim], list[str]]:
     found, warnings = {}, []
+    few: dict[int, list[str]] = {}
     for student, claims in study.claims.items():
         for arm in claims:
             difference = _paired(runs, student, arm, study.baseline)
@@ -157,13 +159,14 @@ def _claims(study: Study, runs: pd.DataFrame, family: int) -> tuple[list[Claim],
                 warnings.append(f"{student}, {arm}: no seed has both it and {study.baseline}")
                 continue
             found[student, arm] = difference
-            n = difference.n
-            if smallest_p(n, family) > ALPHA:
-                warnings.append(
-                    f"{student}, {arm}: {n} pairs cannot reach significance whatever happens: p is "
-                    f"at least {smallest_p(n):.3g}, and {smallest_p(n, family):.3g} corrected for "
-                    f"{family} claims; {pairs_needed(family)} pairs can"
-                )
+            if smallest_p(difference.n, family) > ALPHA:
+                few.setdefault(difference.n, []).append(f"{student}, {arm}")
+    warnings += [
+        f"{'; '.join(names)}: {counted(n, 'pair')} cannot reach significance whatever happens: p "
+        f"is at least {smallest_p(n):.3g}, and {smallest_p(n, family):.3g} corrected for "
+        f"{counted(family, 'claim')}; {pairs_needed(family)} pairs can"
+        for n, names in few.items()
+    ]
     # A claim without runs yet counts as one that failed: the family does not shrink.
     p_values = {name: d.p for name, d in found.items() if d.p is not None}
     corrected = holm([*p_values.values(), *[1.0] * (family - len(p_values))])
