@@ -12,7 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import lru_cache
 from multiprocessing.connection import wait
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 import torch
@@ -185,7 +185,7 @@ def progress(study: Study) -> str:
                 f"finished, {trained:,} of {epochs:,} epochs"
             )
     left = sum(job.cfg.SOLVER.EPOCHS - state(job)[1] for job in study.jobs)
-    hours = f"{left * fmean(seconds) / 3600:.1f} hours of one process" if seconds else "unknown"
+    hours = f"{left * median(seconds) / 3600:.1f} hours of one process" if seconds else "unknown"
     return "\n".join([*lines, f"{left:,} epochs left: {hours} at the pace so far"])
 
 
