@@ -1,6 +1,7 @@
 """The documents: what they link to is there, and the README begins with its commands."""
 
 import re
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -22,3 +23,10 @@ def test_the_readme_lists_every_document_and_is_read_in_a_minute():
     first = text.splitlines()[:45]
     assert sum(line.startswith("pip install -e") for line in first) == 2  # .ci/run runs them
     assert sum(line.startswith("![") for line in first) == 1
+
+
+def test_the_tests_that_reliability_names_are_there():
+    named = re.findall(r"`(test_\w+)", (ROOT / "docs" / "reliability.md").read_text())
+    files = list((ROOT / "tests").glob("*.py"))
+    there = "\n".join([*(f"def {file.stem}" for file in files), *map(Path.read_text, files)])
+    assert [name for name in named if f"def {name}" not in there] == []
