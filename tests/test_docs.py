@@ -25,6 +25,11 @@ def test_the_readme_lists_every_document_and_is_read_in_a_minute():
     assert sum(line.startswith("![") for line in first) == 1
 
 
+def test_every_study_is_described():
+    text = (ROOT / "docs" / "studies.md").read_text()
+    assert [file.name for file in (ROOT / "studies").iterdir() if file.name not in text] == []
+
+
 def test_the_tests_that_reliability_names_are_there():
     named = re.findall(r"`(test_\w+)", (ROOT / "docs" / "reliability.md").read_text())
     files = list((ROOT / "tests").glob("*.py"))
