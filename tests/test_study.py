@@ -437,7 +437,7 @@ def test_a_study_runs_goes_on_and_survives_a_failure(study, workdir, capsys):
     write_record(done[0].folder / "record.json", record)
     listed = progress(built)
     assert "resnet8, DKD: DKD, 2 of 2 runs finished, 2 of 2 epochs\n" in listed
-    assert "1 epochs left: 0.0 hours of one process at the pace so far" in listed
+    assert "epochs left: 1, 0.0 hours of one process at the pace so far" in listed
     records, left_out = collect(built)
     assert len(records) == 3 and len(left_out) == 1
 

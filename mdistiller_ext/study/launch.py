@@ -186,7 +186,7 @@ def progress(study: Study) -> str:
             )
     left = sum(job.cfg.SOLVER.EPOCHS - state(job)[1] for job in study.jobs)
     hours = f"{left * median(seconds) / 3600:.1f} hours of one process" if seconds else "unknown"
-    return "\n".join([*lines, f"{left:,} epochs left: {hours} at the pace so far"])
+    return "\n".join([*lines, f"epochs left: {left:,}, {hours} at the pace so far"])
 
 
 def other_run(job: Job) -> str:
