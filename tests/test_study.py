@@ -419,6 +419,7 @@ def test_a_study_runs_goes_on_and_survives_a_failure(study, workdir, capsys):
     }
     options = ["DISTILLER.TEACHER_CKPT", str(untrained_teacher(workdir))]
     built = study(*options, arms=arms, seeds=[0, 1], claims={}, options={"SOLVER.EPOCHS": 1})
+    assert progress(built).endswith("\nepochs left: 4")  # at a pace that nothing shows yet
     failed = run_jobs(built.jobs, partial(processes, device=CPU, count=2))
     assert list(failed) == ["resnet8,broken,seed0"]
     assert "not finite" in failed["resnet8,broken,seed0"]

@@ -185,8 +185,11 @@ def progress(study: Study) -> str:
                 f"finished, {trained:,} of {epochs:,} epochs"
             )
     left = sum(job.cfg.SOLVER.EPOCHS - state(job)[1] for job in study.jobs)
-    hours = f"{left * median(seconds) / 3600:.1f} hours of one process" if seconds else "unknown"
-    return "\n".join([*lines, f"epochs left: {left:,}, {hours} at the pace so far"])
+    last = f"epochs left: {left:,}"
+    if seconds:
+        hours = left * median(seconds) / 3600
+        last += f", {hours:.1f} hours of one process at the pace so far"
+    return "\n".join([*lines, last])
 
 
 def other_run(job: Job) -> str:
