@@ -141,7 +141,8 @@ def test_what_pairing_gains():
         (0.7951702, math.hypot(1.789010, 2.002249)), abs=1e-6
     )
     assert found.sd < found.unpaired_sd / 2
-    assert paired_difference([1.0, 2.0], [3.0, 3.0]).correlation is None
+    assert paired_difference([1.0, 2.0, 4.0], [3.0, 3.0, 3.0]).correlation is None
+    assert paired_difference([1.0, 2.0], [5.0, 3.0]).correlation is None  # -1 for any two
 
 
 @pytest.mark.parametrize("n", [6, 10])

@@ -36,7 +36,8 @@ class Difference(NamedTuple):
     Attributes:
         sd: of the differences.
         unpaired_sd: what it were without correlation, the root of both sides' summed variances.
-        correlation: of the two sides; None also where one of them is constant.
+        correlation: of the two sides; None also of 2 pairs, whose correlation is always 1 or -1,
+            and where one side is constant.
         low, high: the t interval; bca_low, bca_high: the BCa interval.
         p: of the sign-flip test.
     """
@@ -86,7 +87,8 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Dif
     if n < 2:
         return Difference(n, mean)
     sd, sds = _sd(differences), (_sd(values), _sd(baseline))
-    correlation = float(np.corrcoef(values, baseline)[0, 1]) if min(sds) > 0 else None
+    told = n > 2 and min(sds) > 0
+    correlation = float(np.corrcoef(values, baseline)[0, 1]) if told else None
     low, high = t_interval(n, mean, sd)
     bca_low, bca_high = _bca_interval(differences) if n >= BCA_PAIRS else (None, None)
     p = float(sign_flip_p(differences))
