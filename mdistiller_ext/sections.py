@@ -114,7 +114,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "SOLVER": Solver,
     "LOG": Log,
 }
-SHARED = {section.split(".")[0] for section in SECTIONS}
+SHARED = tuple(dict.fromkeys(section.split(".")[0] for section in SECTIONS))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 from conftest import ROOT
 
 from mdistiller_ext import get_cfg
-from mdistiller_ext.config import check, load_cfg
+from mdistiller_ext.config import check, load_cfg, shown
 from mdistiller_ext.errors import ConfigError
 from mdistiller_ext.settings import leaves
 
@@ -31,6 +31,12 @@ def test_each_config_is_fresh():
     get_cfg().DKD_LP.RATIOS.append(0.5)
     assert get_cfg().SOLVER.EPOCHS == 240
     assert get_cfg().DKD_LP.RATIOS == [0.0, 0.13, 0.27, 0.4]
+
+
+def test_what_is_shown_is_in_the_order_of_the_sections(load):
+    assert list(shown(load("DISTILLER: {TYPE: DKD}"))) == [
+        *("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG", "DKD")
+    ]
 
 
 def test_the_defaults_are_valid():

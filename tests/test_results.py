@@ -23,7 +23,7 @@ def test_the_published_report_is_that_of_the_published_runs(workdir, write):  # 
     unpack(PUBLISHED / "records.tar.xz", study.folder)
     _, folder = write(study, "device_name")
     written, published = ((at / "report.md").read_text() for at in (folder, PUBLISHED))
-    for heading in ("Accuracy", "Claims"):
+    for heading in ("Accuracy", "Claims", "What each arm set"):
         assert words(written, heading) == words(published, heading)
 
 
