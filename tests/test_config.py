@@ -34,7 +34,8 @@ def test_each_config_is_fresh():
 
 
 def test_what_is_shown_is_in_the_order_of_the_sections(load):
-    assert list(shown(load("DISTILLER: {TYPE: DKD}"))) == [
+    text = "DISTILLER: {TYPE: DKD, TEACHER: resnet20, STUDENT: resnet8}"
+    assert list(shown(load(text))) == [
         *("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG", "DKD")
     ]
 
