@@ -35,9 +35,8 @@ def test_each_config_is_fresh():
 
 def test_what_is_shown_is_in_the_order_of_the_sections(load):
     text = "DISTILLER: {TYPE: DKD, TEACHER: resnet20, STUDENT: resnet8}"
-    assert list(shown(load(text))) == [
-        *("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG", "DKD")
-    ]
+    sections = ["EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG", "DKD"]
+    assert list(shown(load(text))) == sections
 
 
 def test_the_defaults_are_valid():
