@@ -450,7 +450,7 @@ def test_a_compiled_student_trains_alike(digits_cfg):
 
 
 def test_a_student_that_cannot_be_compiled_is_one_line(digits_cfg, monkeypatch):
-    def fails(image):
+    def fails(*_):
         raise torch._dynamo.exc.TorchDynamoException("No working compiler\nSet TORCH_LOGS")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)

@@ -1,6 +1,6 @@
 """The student and teacher networks."""
 
-from .resnet import ARCHITECTURES, cifar_model_dict, folded
+from .resnet import ARCHITECTURES, ResNet, activated, cifar_model_dict, folded
 from .stacked import Stack
 from .zoo import (
     EXPECTED,

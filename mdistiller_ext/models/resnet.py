@@ -88,6 +88,20 @@ class ResNet(nn.Module):
         return self.fc(pooled), features
 
 
+    def logits(self, x: Tensor, block: Callable[[ResidualBlock, Tensor], Tensor]) -> Tensor:
+        """The logits alone, with `block` in place of `activated`."""
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        for stage in (self.layer1, self.layer2, self.layer3):
+            for each in stage:
+                x = block(each, x)
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+def activated(block: ResidualBlock, x: Tensor) -> Tensor:
+    """A block with its closing ReLU."""
+    return F.relu(block(x))
+
+
 def folded(network: nn.Module) -> nn.Module:
     """A copy for inference with each batch norm folded into the convolution before it.
 
