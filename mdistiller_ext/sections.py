@@ -66,7 +66,7 @@ class Networks(Settings):
     FIX_UPSTREAM: bool = setting(False, SWITCH, "mend the known faults of the toolkit's methods")
 
 
-STACKS = ("none", "grouped", "vmap", "branches")
+STACKS = ("auto", "none", "grouped", "dense64", "dense128", "chain4")
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class Solver(Settings):
     TF32: bool = setting(False, SWITCH, "on a GPU: float32 convolutions on tensor cores")
     COMPILE: bool = setting(False, SWITCH, "torch.compile for students without features")
     STACK: str = setting(
-        "none",
+        "auto",
         one_of(*STACKS),
-        "of runs trained together: how students of one architecture take their steps at once",
+        "of runs trained together: how the students' convolutions are one; auto: grouped on a GPU",
     )
     SYNC_BN: bool = setting(False, SWITCH, "on several devices: batch norm over the whole batch")
     CUDA_GRAPH: bool = setting(True, SWITCH, "on a GPU, where the method allows it")

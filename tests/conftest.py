@@ -26,9 +26,8 @@ from tensorboardX.proto import event_pb2
 from mdistiller_ext import cifar_model_dict, register
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import ImageSet, cifar100, digits
-from mdistiller_ext.engine import graph, train
+from mdistiller_ext.engine import train
 from mdistiller_ext.engine.loop import Meter
-from mdistiller_ext.engine.trainer import Trainer
 from mdistiller_ext.errors import ConfigError, Stopped
 from mdistiller_ext.seeding import seed_everything
 from mdistiller_ext.teacher import load_into, load_weights
@@ -238,22 +237,6 @@ def signal_at(epoch, step, signum=signal.SIGTERM):
         assert signal.getsignal(signum) == usual
     finally:
         signal.signal(signum, before)
-
-
-@pytest.fixture
-def captured(monkeypatch):
-    """Lets runs take the steps that a GPU captures, so many a launch."""
-
-    def captured(steps: int) -> None:
-        def build(self, parts, *args):
-            live(self, parts, *args)
-            self.captured = self._captured(parts.networks.TYPE, parts.solver.BATCH_SIZE)
-
-        monkeypatch.setattr(graph, "STEPS", steps)
-        monkeypatch.setattr(Trainer, "__init__", build)
-
-    live = Trainer.__init__
-    return captured
 
 
 # What waits for the device, if it is a GPU.

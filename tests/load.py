@@ -30,7 +30,6 @@ from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import digits
 from mdistiller_ext.engine import StopSignals, pick_device
 from mdistiller_ext.engine.shared import Shared
-from mdistiller_ext.engine.trainer import Lane
 from mdistiller_ext.engine.training import opened
 from mdistiller_ext.study.launch import processes, run_jobs, work
 from mdistiller_ext.study.plan import Study, read_study
@@ -123,15 +122,17 @@ def long_run(epochs: int, folder: Path) -> tuple[list[dict[str, int]], list[floa
     with ExitStack() as stack:
         log = stack.enter_context((folder / "log.txt").open("w"))
         stack.enter_context(redirect_stdout(log))
-        run = stack.enter_context(opened(cfg, "long", Lane(shared), resume=False))
-        for _ in run.advance():
-            if len(run.history) > len(clock):
-                clock.append(time.perf_counter())
-                if len(clock) == 1:
-                    stack.enter_context(counting())
-                elif len(clock) * BLOCKS % epochs < BLOCKS:
-                    run.writer.wait()  # it has what the epoch left
-                    held.append(holds())
+        run = stack.enter_context(opened(cfg, "long", None, shared, resume=False))
+        stack.enter_context(run.recorded())
+        while not run.ended:
+            run.trainer.train_epoch(run.plan(), run.stepped)
+            run.end_epoch()
+            clock.append(time.perf_counter())
+            if len(clock) == 1:
+                stack.enter_context(counting())
+            elif len(clock) * BLOCKS % epochs < BLOCKS:
+                run.writer.wait()  # it has what the epoch left
+                held.append(holds())
     return held, clock
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -340,14 +341,14 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_good_state(digits_cfg, monke
     cfg = digits_cfg("dkd")
     original = trainer.train_epoch
 
-    def poisoned(distiller, optimizer, batches, meter, *rest):
-        def batches_with_nan():
-            for step, (batch, answers) in enumerate(batches):
-                if meter.epoch == 2 and step == 4:
+    def poisoned(distiller, optimizer, data, epoch, *rest):
+        def batches(*keys):
+            for step, batch in enumerate(data.batches(*keys)):
+                if epoch.number == 2 and step == 4:
                     batch.image[0, 0, 0, 0] = torch.nan
-                yield batch, answers
+                yield batch
 
-        return original(distiller, optimizer, batches_with_nan(), meter, *rest)
+        original(distiller, optimizer, SimpleNamespace(batches=batches), epoch, *rest)
 
     monkeypatch.setattr(trainer, "train_epoch", poisoned)
     message = r"epoch 2, step 5 of 9: loss_ce nan, loss_kd nan; .*r keeps the state after epoch 1"
@@ -409,9 +410,9 @@ def test_what_the_last_step_breaks_is_never_kept(digits_cfg, monkeypatch, damage
     """All losses of the epoch are finite."""
     original = trainer.train_epoch
 
-    def damaged(distiller, optimizer, batches, meter, *rest):
-        yield from original(distiller, optimizer, batches, meter, *rest)
-        if meter.epoch == 2:
+    def damaged(distiller, optimizer, data, epoch, *rest):
+        original(distiller, optimizer, data, epoch, *rest)
+        if epoch.number == 2:
             damage(distiller.student)
 
     monkeypatch.setattr(trainer, "train_epoch", damaged)

@@ -1,6 +1,7 @@
 """The commands as a user runs them: their output, one line an error, and the exit status."""
 
 import argparse
+import copy
 import json
 import os
 import re
@@ -9,13 +10,13 @@ import shlex
 import signal
 import subprocess
 import sys
-from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT, first, untrained_teacher
+from methods import parts
 
 from mdistiller_ext import command, packaged
 from mdistiller_ext.command import run
@@ -286,24 +287,24 @@ def test_the_rung_of_many_runs_is_called_their_sum(workdir, capsys):
     tool = runpy.run_path(str(ROOT / "tools" / "ladder.py"))
     cls = tool["Bench"]
     bench = cls.__new__(cls)
-    bench.device, bench.args = torch.device("cpu"), SimpleNamespace(batch=1, eager=True)
-    bench.data = range(10)
-    bench.run = lambda cfg, amp, meter, stacked: map(meter.count, repeat(1))
-    assert bench.exact(2)(10) == 10 and bench.exact(4)(10) == 12
+    bench.device, bench.generator = torch.device("cpu"), torch.Generator()
+    bench.args = SimpleNamespace(batch=8, eager=True, method="DKD", tf32=False)
+    _, distiller, _, bench.data = parts("DKD")
+    bench.networks = lambda: copy.deepcopy((distiller.student, distiller.teacher))
+    assert bench.exact(1)(3) == 3
+    assert bench.exact(3, form="grouped")(10) == 12
     first = SimpleNamespace(name="first", rate=lambda steps: 10.0, end=lambda: None)
     fake = SimpleNamespace(first=lambda: ("first", first), engine=lambda table: 10.0)
-    fake.exact = lambda runs, amp="", form="none": (20.0 if form == "vmap" else 10.0) * runs
+    fake.exact = lambda runs, amp="", form="none": (20.0 if form == "dense64" else 10.0) * runs
     fake.rate, fake.floor = float, lambda: 100.0
     tool["climb"].__globals__["Bench"] = lambda *_: fake
     args = dict.fromkeys(("batch", "steps", "rounds", "runs"), 2)
-    args |= dict.fromkeys(("grow", "json"), None) | {"device": "cpu", "forms": ["grouped", "vmap"]}
-    args["tf32"] = False
+    args |= dict.fromkeys(("grow", "json"), None) | {"device": "cpu", "tf32": False}
+    args["forms"] = ["grouped", "dense64"]
     tool["climb"](argparse.Namespace(**args, teacher="t", student="s", method="m"))
     output = capsys.readouterr().out
-    assert re.search(r"\(g\) 2 runs at once, their sum +20 images/s +2\.00 x", output)
-    assert re.search(r"\(i\) 2 stacked runs, vmap, their sum +40 images/s +4\.00 x", output)
-    row = re.compile(r"\(g\) 2 runs at once, their sum \|")
-    assert row.search((ROOT / "docs" / "performance.md").read_text())
+    assert re.search(r"\(g\) 2 runs at once, grouped, their sum +20 images/s +2\.00 x", output)
+    assert re.search(r"\(h\) 2 runs at once, dense64, their sum +40 images/s +4\.00 x", output)
 
 
 def test_training_imports_nothing_that_only_others_need():

@@ -25,13 +25,13 @@ def main(args: argparse.Namespace) -> None:
             )
 
     from mdistiller_ext import cifar_model_dict
-    from mdistiller_ext.sections import STACKS
+    from mdistiller_ext.models import FORMS
 
-    args.forms = STACKS if args.forms is None else args.forms
+    args.forms = FORMS if args.forms is None else args.forms
     for name, known, given in (
         ("teacher", cifar_model_dict, [args.teacher]),
         ("student", cifar_model_dict, [args.student]),
-        ("forms", STACKS, args.forms),
+        ("forms", FORMS, args.forms),
     ):
         for word in given:
             if word not in known:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
+from string import ascii_lowercase
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,6 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
-from yacs.config import CfgNode
 
 from mdistiller_ext import cifar_model_dict, distiller_dict, get_cfg
 from mdistiller_ext.data import ImageSet, cifar100
@@ -30,9 +31,8 @@ from mdistiller_ext.engine.build import (
     build_optimizer,
     set_arithmetic,
 )
-from mdistiller_ext.engine.graph import DeviceSteps
-from mdistiller_ext.engine.loop import Meter, train_epoch
-from mdistiller_ext.engine.stacked import Stacked
+from mdistiller_ext.engine.loop import Epoch, Meter, train_epoch
+from mdistiller_ext.engine.rows import Rows
 from mdistiller_ext.errors import ConfigError
 from mdistiller_ext.files import write_atomically
 from mdistiller_ext.teacher import TeacherTable
@@ -58,10 +58,12 @@ def climb(args: argparse.Namespace) -> None:
         "teacher table, warm": bench.engine(table="warm"),
         "every exact acceleration": bench.exact(1),
         "and bf16": bench.exact(1, "bf16"),
-        f"{args.runs} runs at once, their sum": bench.exact(args.runs),
     }
-    for form in (form for form in args.forms if form != "none"):
-        rungs[f"{args.runs} stacked runs, {form}, their sum"] = bench.exact(args.runs, form=form)
+    for form in args.forms:
+        rungs[f"{args.runs} runs at once, {form}, their sum"] = bench.exact(args.runs, form=form)
+        if device.type == "cuda":
+            name = f"{args.runs} runs at once, {form}, bf16, their sum"
+            rungs[name] = bench.exact(args.runs, "bf16", form)
     print(
         f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
         f"{args.teacher} -> {args.student}, {args.method}, batch {args.batch}"
@@ -79,7 +81,7 @@ def climb(args: argparse.Namespace) -> None:
         {"name": name, "images_per_s": statistics.median(r), "ratio": statistics.median(ratios)}
         for name, (r, ratios) in found.items()
     ]
-    for letter, row in zip("abcdefghij", rows, strict=False):
+    for letter, row in zip(ascii_lowercase, rows, strict=False):
         print(
             f"({letter}) {row['name']:<42} {row['images_per_s']:>10,.0f} images/s  "
             f"{row['ratio']:>6.2f} x"
@@ -88,8 +90,7 @@ def climb(args: argparse.Namespace) -> None:
     floor = bench.floor()
     print(
         f"floor of the student's step: {floor:,.0f} images/s; (e) is at "
-        f"{100 * rows[4]['images_per_s'] / floor:.0f} %, (g) at "
-        f"{100 * rows[6]['images_per_s'] / floor:.0f} % of it"
+        f"{100 * rows[4]['images_per_s'] / floor:.0f} % of it"
     )
     if args.json:
         content = {
@@ -161,62 +162,74 @@ class Bench:
         def work(steps: int) -> int:
             index, view = self.keys(steps) if table != "warm" else keys
             index, view = index[: steps * args.batch], view[: steps * args.batch]
-            rows = kept.logits(index, view).split(args.batch) if kept else [None] * steps
-            batches = zip(self.data.batches(index, view, args.batch), rows, strict=True)
-            meter, now = Meter(1, steps), distiller.schedule(1)
-            for _ in train_epoch(distiller, optimizer, batches, meter, nullcontext, now):
-                pass
+            teacher, sizes = kept.logits(index, view) if kept else None, [args.batch] * steps
+            epoch = Epoch(1, 0.05, distiller.schedule(1), index, view, sizes, teacher)
+            meter = Meter(1, steps)
+            train_epoch(distiller, optimizer, self.data, epoch, meter, nullcontext)
             meter.read()
             return steps
 
         return work
 
     def exact(self, runs: int, amp: str = "none", form: str = "none") -> Work:
-        """What tools/train.py does: a full table, a compiled student, channels-last where that
-        helps, on a GPU a graph; with SOLVER.STACK as `form` says."""
-        stacked = None if form == "none" else Stacked(form, not self.args.eager)
-        lanes, stream = [], None
-        for _ in range(runs):
-            if self.device.type == "cuda" and not (stacked and stream):
-                stream = torch.cuda.Stream(self.device)
-            meter = Counter(1, -(-len(self.data) // self.args.batch))
-            lanes.append((stream, meter, self.run(get_cfg(), amp, meter, stacked)))
+        """What tools/train.py does with a full table: channels-last where that helps, a compiled
+        student, on a GPU a captured program; several runs as its rows, stacked as `form` says."""
+        rows = [self.row(amp, alone=runs == 1) for _ in range(runs)]
+        autocast = build_autocast(amp, self.device)
+        if self.device.type == "cpu" and runs == 1:
+            launches = self.plain(rows[0], autocast)
+        else:
+            compiled = runs > 1 and not self.args.eager
+            size = self.args.batch
+            program = Rows(rows, self.data, size, 100, form, autocast, compiled)
+            if self.device.type == "cuda":
+                program.capture()
+            launches = self.launches(program)
 
         def work(steps: int) -> int:
-            end = steps + sum(meter.total for _, meter, _ in lanes)
-            while (done := sum(meter.total for _, meter, _ in lanes)) < end:
-                for stream, _, run in lanes:
-                    with torch.cuda.stream(stream):
-                        next(run)
-            return done - end + steps
+            done = 0
+            while done < steps:
+                done += next(launches)
+            return done
 
         work(1)
         return work
 
-    def run(self, cfg: CfgNode, amp: str, meter: Meter, stacked: Stacked | None) -> Iterator[None]:
-        """A run's steps without end, some each time that it is advanced."""
-        args, cuda = self.args, self.device.type == "cuda"
+    def row(self, amp: str, alone: bool) -> SimpleNamespace:
+        """A run's part of a program."""
+        args, cfg = self.args, get_cfg()
         distiller = distiller_dict[args.method](*self.networks(), cfg)
-        if not cuda or args.tf32 or amp == "bf16":
+        if self.device.type == "cpu" or args.tf32 or amp == "bf16":
             distiller.to(memory_format=torch.channels_last)
-        if not self.args.eager:
+        if alone and not args.eager:
             CompiledStudent(distiller.student)
         optimizer = build_optimizer(cfg.SOLVER, distiller)
-        autocast = build_autocast(amp, self.device)
-        answers = torch.randn(len(self.data), 100, device=self.device)
-        device_steps = None
-        if cuda or stacked:
-            parts = distiller, optimizer, self.data, args.batch, meter, autocast, 100
-            device_steps = DeviceSteps(*parts, stacked=stacked)
+        meter = Meter(1, -(-len(self.data) // args.batch))
+        return SimpleNamespace(distiller=distiller, optimizer=optimizer, meter=meter, draws=0)
+
+    def launches(self, program: Rows) -> Iterator[int]:
+        """Train without end: the steps of all runs that each launch has taken."""
+        teacher = torch.randn(len(self.data), 100, device=self.device)
         while True:
-            meter.start(1)
-            if device_steps:
-                yield from device_steps.epoch(0.05, *self.data.draw(self.generator), answers)
-                continue
-            batches = self.data.epoch(args.batch, self.generator)
-            batches = zip(batches, answers.split(args.batch), strict=True)
-            now = distiller.schedule(1)
-            yield from train_epoch(distiller, optimizer, batches, meter, autocast, now)
+            program.start()
+            for number, row in enumerate(program.rows):
+                keys = self.data.draw(self.generator)
+                schedule = row.distiller.schedule(1)
+                program.load(number, Epoch(1, 0.05, schedule, *keys, program.sizes, teacher))
+            for size, count in program.launches():
+                program.launch((size, count))
+                yield count * len(program.rows)
+
+    def plain(self, row: SimpleNamespace, autocast: Callable) -> Iterator[int]:
+        """Train without end by the plain loop, a step at a time."""
+        parts, size = (row.distiller, row.optimizer, self.data), self.args.batch
+        teacher = torch.randn(size, 100, device=self.device)
+        while True:
+            index, view = self.keys(1)
+            epoch = Epoch(1, 0.05, row.distiller.schedule(1), index, view, [size], teacher)
+            row.meter.start(1)
+            train_epoch(*parts, epoch, row.meter, autocast)
+            yield 1
 
     def keys(self, steps: int) -> tuple[Tensor, Tensor]:
         """(index, view) of images and views drawn anew."""
@@ -266,15 +279,13 @@ class Bench:
         """Images/s against the batch size and the number of runs, as Markdown tables."""
         print(f"{self.args.student}, {self.device}, torch {torch.__version__}\n")
         forms = self.args.forms
-        if "none" in forms:
-            print("| batch size, one run | images/s |\n|---|---|")
-            for self.args.batch in (32, 64, 128, 256, 512, 1024):
-                print(f"| {self.args.batch} | {self.typical(1)} |", flush=True)
-            print()
+        print("| batch size, one run | images/s |\n|---|---|")
+        for self.args.batch in (32, 64, 128, 256, 512, 1024):
+            print(f"| {self.args.batch} | {self.typical(1)} |", flush=True)
         self.args.batch = 64
-        print(f"| runs at once, batch 64; stacked: | {' | '.join(forms)} |")
+        print(f"\n| runs at once, batch 64; stacked: | {' | '.join(forms)} |")
         print(f"|---|{'---|' * len(forms)}")
-        for runs in (1, 2, 4, 8, 16, 32, 64):
+        for runs in (2, 4, 8, 16, 32, 64):
             rates = [self.typical(runs, form) for form in forms]
             print(f"| {runs} | {' | '.join(rates)} |", flush=True)
 
@@ -283,16 +294,6 @@ class Bench:
         work = self.exact(runs, form=form)
         work(3)
         return f"{statistics.median(self.rate(work) for _ in range(self.args.rounds)):,.0f}"
-
-
-class Counter(Meter):
-    """A meter that knows how many steps were taken in all epochs."""
-
-    total = 0
-
-    def count(self, images: int) -> None:
-        super().count(images)
-        self.total += 1
 
 
 class Outputs(TorchDispatchMode):

@@ -1,6 +1,6 @@
 """The one distiller of logits: a loss, policies, and what they are weighted by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,8 @@ from ..policies import SLOTS, Context, RunFacts
 from .ahead import ahead
 from .base import Distiller
 from .recipes import Recipe
+
+Act = Callable[[Pair, Context], Pair]
 
 
 class Logit(Distiller):
@@ -66,7 +68,7 @@ class Logit(Distiller):
 
     def pair(self, student: Tensor, teacher: Tensor, target: Tensor, context: Context) -> Pair:
         """What the loss compares: logits (B, C) with classes, temperatures and weights."""
-        acts: list[Callable[[Pair, Context], Pair]] = []
+        acts: list[Act] = []
         at = 0
         for slot in SLOTS:
             if slot == "statistic":
@@ -77,17 +79,23 @@ class Logit(Distiller):
                     at = own.stop
                     acts.append(partial(_drawing, act, own))
 
-        def after(number: int, pair: Pair) -> Pair:
-            for place, act in enumerate(acts[number:], start=number + 1):
-                pair = act(pair, context._replace(slope=partial(slope, place)))
-            return self.completed(pair)
-
-        def slope(number: int, of: Pair) -> Tensor:
-            value = self.value(after(number, of)).sum()
-            return torch.autograd.grad(value, student, retain_graph=True)[0]
-
         base = context.now["temperature"]
-        return after(0, Pair(student, teacher, target, tau_s=base, tau_t=base, tau=base))
+        pair = Pair(student, teacher, target, tau_s=base, tau_t=base, tau=base)
+        return self._acted(pair, acts, student, context)
+
+    # Methods, not closures: two that call each other would keep the step's autograd graph alive
+    # until Python collects garbage.
+    def _acted(self, pair: Pair, acts: Sequence[Act], student: Tensor, context: Context) -> Pair:
+        """A pair after these acts, each of which may ask for the gradient of what comes of it."""
+        for number, act in enumerate(acts, start=1):
+            slope = partial(self._slope, acts[number:], student, context)
+            pair = act(pair, context._replace(slope=slope))
+        return self.completed(pair)
+
+    def _slope(self, acts: Sequence[Act], student: Tensor, context: Context, pair: Pair) -> Tensor:
+        """d(loss summed over samples) / d(student logits), (B, C), of a pair before some acts."""
+        value = self.value(self._acted(pair, acts, student, context)).sum()
+        return torch.autograd.grad(value, student, retain_graph=True)[0]
 
     def completed(self, pair: Pair) -> Pair:
         """With what policies leave to the end: the class of those lumped, the loss's own weight."""

@@ -151,14 +151,18 @@ class CompiledStudent:
 
     def __init__(self, student: nn.Module) -> None:
         self.student, self.live = student, student.forward
+        self.logits: Callable[[Tensor], Tensor]
         if isinstance(student, ResNet):
             # Five kinds of blocks, in batches of two sizes, are more than torch's limit of 8.
             torch._dynamo.config.cache_size_limit = 64
             block = torch.compile(activated, dynamic=False)
             self.logits = partial(student.logits, block=block)
         else:
-            self.logits = torch.compile(lambda image: self.live(image)[0], dynamic=False)
+            self.logits = torch.compile(self._live_logits, dynamic=False)
         student.forward = self  # type: ignore[method-assign, assignment]
+
+    def _live_logits(self, image: Tensor) -> Tensor:
+        return self.live(image)[0]
 
     def __call__(self, image: Tensor) -> tuple[Tensor, dict]:
         if not self.student.training:

@@ -33,9 +33,7 @@ def session_facts(
     return {
         **environment(shared.device),
         "processes": shared.world.size,
-        "together": shared.together,
-        "cuda_graph": trainer.captured is not None and shared.device.type == "cuda",
-        "stack": parts.solver.STACK if trainer.stacked else "none",
+        "together": 1,
         "toolkit": None if parts.ours else toolkit_hash(),
         "imported": imported(parts.cfg),
         "data": _fingerprint(trainer.data, test_set) if is_own(parts.dataset.TYPE) else None,

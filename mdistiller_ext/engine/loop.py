@@ -1,20 +1,19 @@
-"""The training loop."""
+"""The plain loop: what a run is. Any method, any network, one device or several."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..data import Batch
+from ..data import Batch, ImageSet
 from ..errors import RunError
-from ..models import Stack
 from ..policies import Context
 
-Held = tuple[Tensor, Tensor]
+HeldOut = tuple[Tensor, Tensor]
 
 
 def learning_rate(epoch: int, base: float, stages: Sequence[int], rate: float) -> float:
@@ -34,14 +33,14 @@ class Meter:
     def start(self, epoch: int) -> None:
         """Begin an epoch. The tensors stay where they are: a captured step writes into them."""
         self.epoch = epoch
-        self.sizes: list[int] = []
-        for tensor in self.tensors:
-            tensor.zero_()
+        self.clear()
 
-    @property
-    def tensors(self) -> list[Tensor]:
-        """What steps add to; none before the first."""
-        return [self.terms, self.position, *self.totals.values()] if self.names else []
+    def clear(self) -> None:
+        """Forget the epoch's steps."""
+        self.sizes: list[int] = []
+        if self.names:
+            for tensor in (self.terms, *self.totals.values()):
+                tensor.zero_()
 
     @property
     def step(self) -> int:
@@ -55,8 +54,8 @@ class Meter:
         """The epoch so far, if it has begun."""
         if not self.sizes:
             return {}
-        tensors = {"terms": self.terms, "position": self.position, "totals": self.totals}
-        return {"sizes": self.sizes, "names": self.names, **tensors}
+        own = {"names": self.names, "terms": self.terms, "totals": self.totals}
+        return {"sizes": self.sizes, **own}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on in the epoch that was started, where `state_dict` was taken.
@@ -71,11 +70,10 @@ class Meter:
         self.sizes = list(state["sizes"])
         if not self.names:
             self.names = list(state["names"])
-            self.terms, self.position = state["terms"].to(device), state["position"].to(device)
+            self.terms = state["terms"].to(device)
             self.totals = {name: total.to(device) for name, total in state["totals"].items()}
             return
         self.terms.copy_(state["terms"])
-        self.position.copy_(state["position"])
         for name, total in state["totals"].items():
             self.totals[name].copy_(total)
 
@@ -88,12 +86,18 @@ class Meter:
         if not self.names:
             self.names = list(losses)
             self.terms = terms.new_zeros(self.steps, len(terms))
-            self.position = torch.zeros(1, dtype=torch.int64, device=terms.device)
             self.totals = {name: torch.zeros_like(value) for name, value in sums.items()}
-        self.terms.index_copy_(0, self.position, terms[None])
-        self.position += 1
+        self.terms[self.step] = terms
         for name, value in sums.items():
             self.totals[name] += value
+
+    def adopt(self, names: list[str], terms: Tensor, totals: dict[str, Tensor]) -> None:
+        """Take these tensors for its own, with what it has summed so far."""
+        if self.names:
+            terms.copy_(self.terms)
+            for name, total in self.totals.items():
+                totals[name].copy_(total)
+        self.names, self.terms, self.totals = list(names), terms, totals
 
     def count(self, images: int) -> None:
         """Count a step that was launched."""
@@ -134,100 +138,81 @@ class Meter:
         return {"loss": math.fsum(means.values()), **means, "train_top1": top1, **sums}
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch is trained with, from the first of its steps that is left.
+
+    Attributes:
+        lr: the learning rate.
+        schedule: what the method's `schedule` gives for the epoch.
+        index, view: the order of this process's images and their views, (M,).
+        sizes: of this process's batches.
+        teacher: the teacher's logits in that order, (M, C), if they are known.
+        uniforms: random numbers in [0, 1) by image, (N, draws), if the method takes some.
+        held_out: step, counted from 0 -> images that nothing is trained on, with their labels.
+    """
+
+    number: int
+    lr: float
+    schedule: Mapping[str, float]
+    index: Tensor
+    view: Tensor
+    sizes: list[int]
+    teacher: Tensor | None = None
+    uniforms: Tensor | None = None
+    held_out: Callable[[int], HeldOut | None] = lambda step: None
+
+
 def train_epoch(
     distiller: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[tuple[Batch, Tensor | None]],
+    data: ImageSet,
+    epoch: Epoch,
     meter: Meter,
     autocast: Callable[[], AbstractContextManager],
-    now: Mapping[str, float],
-    drawn: Tensor | None = None,
-    held: Callable[[int], Held | None] = lambda step: None,
-) -> Iterator[None]:
-    """One pass over the batches, a step each time that the iterator is advanced.
+    after_step: Callable[[], None] = lambda: None,
+) -> None:
+    """The plain loop: one pass over the epoch's batches.
 
     Args:
-        batches: each with the teacher's logits (B, C), if they are known.
-        now: what the method's `schedule` gives for the epoch.
-        drawn: the epoch's random numbers for each image of the training set, (N, draws).
-        held: images held out and their labels, of a step, counted from 0, that takes some.
+        data: the training set.
+        meter: knows the steps that were taken before.
+        after_step: called when a step is complete; what it raises ends the epoch there.
     """
     distiller.train()
-    for batch, answers in batches:
-        own = None if drawn is None else drawn[batch.index]
-        context = Context(now, answers, own, held=held(meter.step))
-        train_step(Step(distiller, optimizer, batch, meter.epoch, context, meter, autocast))
+    for group in optimizer.param_groups:
+        group["lr"] = epoch.lr
+    batches = data.batches(epoch.index, epoch.view, epoch.sizes)
+    rows = [None] * len(epoch.sizes) if epoch.teacher is None else epoch.teacher.split(epoch.sizes)
+    for batch, teacher in zip(batches, rows, strict=True):
+        uniforms = None if epoch.uniforms is None else epoch.uniforms[batch.index]
+        held_out = epoch.held_out(meter.step)
+        context = Context(epoch.schedule, teacher, uniforms, held=held_out)
+        train_step(distiller, optimizer, batch, epoch.number, context, meter, autocast)
         meter.count(len(batch.target))
-        yield
-
-
-class Step(NamedTuple):
-    """What a run's step is taken with; its images are (B, 3, H, W)."""
-
-    distiller: nn.Module
-    optimizer: torch.optim.Optimizer
-    batch: Batch
-    epoch: int | None
-    context: Context
-    meter: Meter
-    autocast: Callable[[], AbstractContextManager]
-
-    def forward(self, logits: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """(student's logits (B, C), losses ()), of these logits if they are known already."""
-        with self.autocast():
-            output, losses = self.distiller(
-                image=self.batch.image,
-                target=self.batch.target,
-                index=self.batch.index,
-                epoch=self.epoch,
-                context=self.context._replace(logits=logits),
-            )
-        self.optimizer.zero_grad()
-        return output, {name: loss.mean() for name, loss in losses.items()}
-
-    def update(self, output: Tensor, losses: dict[str, Tensor]) -> None:
-        self.optimizer.step()
-        monitor = getattr(self.distiller, "monitor", {})
-        self.meter.update(self.batch.target, output, losses, monitor)
+        after_step()
 
 
 def train_step(
-    *steps: Step, stack: Stack | None = None, streams: Sequence[torch.cuda.Stream] = ()
+    distiller: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    epoch: int,
+    context: Context,
+    meter: Meter,
+    autocast: Callable[[], AbstractContextManager],
 ) -> None:
-    """Forward, the sum of all losses backward, one optimizer step; of several runs at once.
-
-    None of their gradients depends on another run.
-
-    Args:
-        stack: of the students of these runs, which then need no forward pass of their own.
-        streams: one for each, on which what is its own goes on beside the others'.
-    """
-    logits: Sequence[Tensor | None] = [None] * len(steps)
-    if stack:
-        with steps[0].autocast():
-            logits = stack([step.batch.image for step in steps])
-    forwards = [partial(step.forward, row) for step, row in zip(steps, logits, strict=True)]
-    found = side_by_side(forwards, streams)
-    torch.stack([loss for _, losses in found for loss in losses.values()]).sum().backward()
-    if stack:
-        stack.share_gradients()
-    updates = [partial(step.update, *own) for step, own in zip(steps, found, strict=True)]
-    side_by_side(updates, streams)
-
-
-def side_by_side(
-    works: Sequence[Callable[[], Any]], streams: Sequence[torch.cuda.Stream]
-) -> list[Any]:
-    """What each piece of work returns; on a stream each, if there are some, else in turn."""
-    if not streams:
-        return [work() for work in works]
-    here, results = torch.cuda.current_stream(), []
-    try:
-        for work, stream in zip(works, streams, strict=True):
-            stream.wait_stream(here)
-            with torch.cuda.stream(stream):
-                results.append(work())
-    finally:
-        for stream in streams:
-            here.wait_stream(stream)
-    return results
+    """Forward, the sum of all losses backward, one optimizer step."""
+    with autocast():
+        logits, losses = distiller(
+            image=batch.image,
+            target=batch.target,
+            index=batch.index,
+            epoch=epoch,
+            context=context,
+        )
+    optimizer.zero_grad()
+    losses = {name: loss.mean() for name, loss in losses.items()}
+    torch.stack([*losses.values()]).sum().backward()
+    optimizer.step()
+    meter.update(batch.target, logits, losses, getattr(distiller, "monitor", {}))

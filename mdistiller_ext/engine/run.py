@@ -1,11 +1,11 @@
-"""One run: what it is made of, its epochs, and what it leaves in its folder."""
+"""One run: its epochs, one by one, and what it leaves in its folder."""
 
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Generator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +25,10 @@ from .evaluation import fidelity, numbers, performance, predict
 from .events import Events, Progress
 from .facts import data_facts, method_facts, session_facts, teacher_facts
 from .folder import LATEST, check_history, fitting, plain, save_state
-from .loop import Held, learning_rate
+from .loop import Epoch, HeldOut, learning_rate
 from .record import peak_memory, summary, write_record
-from .trainer import Lane
+from .shared import Shared
+from .trainer import Trainer
 from .writer import Writer, snapshot
 
 
@@ -36,51 +37,53 @@ class Finished(NamedTuple):
 
     record: dict[str, Any]
     folder: Path
-    turns: int = 0
-
-    def advance(self) -> Generator[None, None, None]:
-        yield from ()
 
 
 class Run:
-    """The state of a run: everything that `latest` holds, and how it goes on."""
+    """The state of a run: everything that `latest` holds. `fit` trains it.
+
+    Args:
+        trainer: what an ended run of the same kind has left, to be used again.
+        alone: whether the process trains nothing else at the same time.
+    """
 
     def __init__(
         self,
         parts: Parts,
         folder: Path,
-        lane: Lane,
+        shared: Shared,
         weights: Weights | None,
         state: dict[str, Any] | None,
+        trainer: Trainer | None = None,
+        alone: bool = True,
     ) -> None:
-        self.parts, self.solver, self.folder = parts, parts.solver, folder
-        self.shared = shared = lane.shared
+        self.parts, self.solver, self.folder, self.shared = parts, parts.solver, folder, shared
         self.device, self.stop, self.world = shared.device, shared.stop, shared.world
-        self.alone = shared.together == 1
+        self.alone = alone
         self.writer = Writer()
         for line in inert(parts.cfg):
             print(f"warning: {line}")
         self.train_set, self.test_set = shared.data(parts)
-        self.trainer = lane.prepare(parts, weights)
+        if trainer:
+            trainer.renew(parts)
+        self.trainer = trainer or Trainer(parts, shared, weights)
         self.meter, self.table = self.trainer.meter, self.trainer.table
         self.history = state["history"] if state else []
         self.kept = len(self.history)  # epochs that `latest` holds
         self.spent = 0.0  # seconds, of an epoch that was stopped in the middle
         # Beside other runs, what is drawn from now on is not this run's.
         self.random = self.trainer.random
-        set_random_state(self.random)  # a capture has taken some steps
         self.meter.start(len(self.history) + 1)
         if state:
             self._go_on(state)
-        self.logits_teacher = self._answers(weights) if weights else None
+        self.logits_teacher = self._teacher_logits(weights) if weights else None
         self.teacher_sha256 = weights.sha256 if weights else None
         self.record: dict[str, Any] = {}
-        self.facts = {
+        self.facts: dict[str, Any] = {
             "name": folder.name,
             "seed": self.solver.SEED,
             "environments": self._sessions(state),
             "method": method_facts(parts),
-            # Read here, so that the logits are there for other runs' streams, too.
             "teacher": teacher_facts(parts, weights, self.logits_teacher, self.test_set),
             "student": {
                 "name": parts.networks.STUDENT,
@@ -92,13 +95,17 @@ class Run:
         }
 
     @property
-    def turns(self) -> int:
-        """How often the iterator is advanced in an epoch."""
-        return self.trainer.turns
-
-    @property
     def student(self) -> nn.Module:
         return self.trainer.distiller.student
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is trained now or next, counted from 1."""
+        return len(self.history) + 1
+
+    @property
+    def ended(self) -> bool:
+        return len(self.history) == self.solver.EPOCHS
 
     def _go_on(self, state: dict[str, Any]) -> None:
         """From what `latest` holds.
@@ -111,20 +118,21 @@ class Run:
         check_history(self.history, self._planned, self.folder)
         if state["meter"] and self.world.size > 1:
             raise ConfigError(
-                f"{self.folder}: one process stopped it within epoch {len(self.history) + 1}: "
+                f"{self.folder}: one process stopped it within epoch {self.epoch}: "
                 f"expected one process to go on"
             )
         with fitting(self.folder):
             self.trainer.load_state_dict(state)
-            set_random_state(state["random"])
-        self.random, self.spent = state["random"], state["spent"]
+            self.random = state["random"]
+            set_random_state(self.random)
+        self.spent = state["spent"]
         print(f"{self.folder}: going on after {self._progress(self.meter.step)}")
 
     def _sessions(self, state: dict[str, Any] | None) -> list[dict[str, Any]]:
         """The environments of the sessions so far, this one last."""
         before = state["environments"] if state else []
         session = {
-            "first_epoch": len(self.history) + 1,
+            "first_epoch": self.epoch,
             **session_facts(self.parts, self.shared, self.trainer, self.test_set),
         }
         if before and (apart := changes(before[-1], session)):
@@ -134,116 +142,157 @@ class Run:
             )
         return [*before, session]
 
-    def advance(self) -> Generator[None, None, None]:
-        """Train to the end, some steps each time that the iterator is advanced."""
-        epochs = self.solver.EPOCHS
+    @contextmanager
+    def recorded(self, **session: Any) -> Iterator[None]:
+        """The run's training takes place within it: the record says how far it is and how it ends.
+
+        An exception is recorded. Stopped saves the state within the epoch.
+
+        Args:
+            session: what else the record says of this session.
+        """
+        self.facts["environments"][-1] |= session
+        set_random_state(self.random)  # what comes before may have drawn
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        first = len(self.history) + 1
-        events = None
+        self.events = None
         if self.world.first:
-            folder = self.folder / "train.events"
-            events = Events(folder, self.folder.name, self.parts.cfg, self.history)
-        progress = Progress(self.meter.steps, epochs, first, self.alone and self.world.first)
-        progress.test = "held out" if self.parts.dataset.HOLDOUT else "test"
+            place = self.folder / "train.events"
+            self.events = Events(place, self.folder.name, self.parts.cfg, self.history)
+        shown = self.alone and self.world.first
+        self.progress = Progress(self.meter.steps, self.solver.EPOCHS, self.epoch, shown)
+        self.progress.test = "held out" if self.parts.dataset.HOLDOUT else "test"
         self._write_record("running")
         try:
-            for epoch in range(first, epochs + 1):
-                self.history.append((yield from self._epoch(epoch, progress)))
-                self.meter.start(epoch + 1)
-                self.spent = 0.0
-                self._save()
-                if events:
-                    events.add(self.history[-1])
-                    progress.close(self.history[-1])
-                # Processes of one run stop together, which they can here.
-                self.stop.signum = self.world.tell(self.stop.signum)
-                if epoch < epochs:
-                    self.stop.check()
+            yield
             self.writer.wait()
             self._write_record("finished")
         except BaseException as error:
-            stopped, step = isinstance(error, (KeyboardInterrupt, GeneratorExit)), 0
-            with suppress(RunError):  # a full disk must not hide what happened first
-                try:
-                    self.writer.wait()
-                finally:
-                    del self.history[self.kept :]
-                if self.meter.step and isinstance(error, (Stopped, GeneratorExit)):
-                    self._check_weights()
-                    save_state(self._state(), self.folder)
-                    step = self.meter.step
-                self._write_record("interrupted" if stopped else "failed", error=str(error))
-            kept = f"{self.folder} keeps the state after {self._progress(step)}"
-            if not os.path.exists(self.folder / LATEST):  # False, too, where it may not be asked
-                kept = f"{self.folder} keeps no state"
-            if isinstance(error, RunError):
-                raise RunError(f"{error}; {kept}") from error
-            if isinstance(error, KeyboardInterrupt):
-                said = f"{str(error) or 'interrupted'}; {kept}; go on with --resume"
-                raise Stopped(said, getattr(error, "signum", signal.SIGINT)) from None
+            self._leave(error)
             raise
         finally:
-            self.trainer.leave()
-            if events:
-                events.close()
+            if self.events:
+                self.events.close()
 
-    def _epoch(self, epoch: int, progress: Progress) -> Generator[None, None, dict[str, float]]:
-        solver, planned = self.solver, self._planned(epoch)
-        start = time.perf_counter() - self.spent
+    def _leave(self, error: BaseException) -> None:
+        """Save and record what an exception leaves.
+
+        Raises:
+            RunError, Stopped: in place of `error`, with what the folder keeps.
+        """
+        stopped, step = isinstance(error, KeyboardInterrupt), 0
+        with suppress(RunError):  # a full disk must not hide what happened first
+            try:
+                self.writer.wait()
+            finally:
+                del self.history[self.kept :]
+            if self.meter.step and isinstance(error, Stopped):
+                self._check_weights()
+                save_state(self._state(), self.folder)
+                step = self.meter.step
+            self._write_record("interrupted" if stopped else "failed", error=str(error))
+        kept = f"{self.folder} keeps the state after {self._progress(step)}"
+        if not os.path.exists(self.folder / LATEST):  # False, too, where it may not be asked
+            kept = f"{self.folder} keeps no state"
+        if isinstance(error, RunError):
+            raise RunError(f"{error}; {kept}") from error
+        if stopped:
+            said = f"{str(error) or 'interrupted'}; {kept}; go on with --resume"
+            raise Stopped(said, getattr(error, "signum", signal.SIGINT)) from None
+
+    def plan(self) -> Epoch:
+        """The epoch that comes: its order, views, schedule and, where it can, teacher logits."""
+        epoch, solver = self.epoch, self.solver
+        self.started = time.perf_counter() - self.spent
         keys = self.train_set.draw(epoch_generator(solver.SEED, epoch))
         (index, view), sizes = self.world.divide(keys, solver.BATCH_SIZE)
         index, view = index[self.meter.images :], view[self.meter.images :]
-        answers, hits, filling = None, {}, 0.0
+        teacher, self.hits, self.filling = None, {}, 0.0
         if self.table:
             before, asked = self.table.hits, time.perf_counter()
-            with progress.filling(len(index)) as bar:
+            with self.progress.filling(len(index)) as bar:
 
                 def told(count: int) -> None:
                     bar.update(count)
-                    self._stop_here()
+                    self._check_stop()
 
-                answers = self.table.logits(index, view, told)
-            filling = time.perf_counter() - asked  # no part of the pace
-            hits["teacher_table_hits"] = 100 * (self.table.hits - before) / max(1, len(index))
-        progress.open(epoch)
-        drawn, rest = self._drawn(epoch), sizes[self.meter.step :]
-        held = self._held(epoch)
-        for _ in self.trainer.epoch(planned["lr"], index, view, answers, drawn, rest, held):
-            progress(self.meter)
-            self.spent = time.perf_counter() - start
-            self.writer.check()
-            self._stop_here()
-            yield
-        yield from self._device()
-        train_metrics = self.meter.read()
-        seconds = time.perf_counter() - start
+                teacher = self.table.logits(index, view, told)
+            self.filling = time.perf_counter() - asked  # no part of the pace
+            share = 100 * (self.table.hits - before) / max(1, len(index))
+            self.hits["teacher_table_hits"] = share
+        self.progress.open(epoch)
+        return Epoch(
+            epoch,
+            self._planned(epoch)["lr"],
+            self.trainer.distiller.schedule(epoch),
+            index,
+            view,
+            sizes[self.meter.step :],
+            teacher,
+            self._uniforms(epoch),
+            self._held_out(epoch),
+        )
+
+    def stepped(self) -> None:
+        """After each step, or each launch of some: show it, and heed a signal to stop."""
+        self.progress(self.meter)
+        self.spent = time.perf_counter() - self.started
+        self.writer.check()
+        self._check_stop()
+
+    def end_epoch(self) -> None:
+        """Read the meter, evaluate, and keep the epoch.
+
+        Raises:
+            RunError: a loss, a weight or a figure is not finite.
+        """
+        epoch, metrics = self.epoch, self.meter.read()
+        seconds = time.perf_counter() - self.started
         try:
             self._check_weights()
             test_metrics = {}
-            if epoch % self.parts.log.EVAL_EVERY == 0 or epoch == solver.EPOCHS:
-                measured = self._evaluate()
-                yield from self._device()
-                test_metrics = numbers(measured)
+            if epoch % self.parts.log.EVAL_EVERY == 0 or epoch == self.solver.EPOCHS:
+                test_metrics = numbers(self._evaluate())
         except RunError as error:
             raise RunError(f"after epoch {epoch}: {error}") from error
-        return {
-            "epoch": epoch,
-            **planned,
-            **train_metrics,
-            **{f"test_{key}": value for key, value in test_metrics.items()},
-            **hits,
-            "images_per_s": self.meter.images / (seconds - filling),
-            "seconds": time.perf_counter() - start,
-        }
+        self.history.append(
+            {
+                "epoch": epoch,
+                **self._planned(epoch),
+                **metrics,
+                **{f"test_{key}": value for key, value in test_metrics.items()},
+                **self.hits,
+                "images_per_s": self.meter.images / (seconds - self.filling),
+                "seconds": time.perf_counter() - self.started,
+            }
+        )
+        self.meter.start(epoch + 1)
+        self.spent = 0.0
+        self._save()
+        if self.events:
+            self.events.add(self.history[-1])
+            self.progress.close(self.history[-1])
 
-    def _device(self) -> Generator[None, None, None]:
-        """Until the device has done what it was given; meanwhile it is other runs' turn."""
-        if self.device.type == "cuda":
-            done = torch.cuda.Event()
-            done.record()
-            while not done.query():
-                yield
+    def may_stop(self) -> None:
+        """Between two epochs: heed a signal, in all processes of the run at once."""
+        self.stop.signum = self.world.tell(self.stop.signum)
+        if not self.ended:
+            self.stop.check()
+
+    @property
+    def finite(self) -> bool:
+        """Whether the losses of the epoch so far and the weights are finite."""
+        try:
+            self.meter.read()
+            self._check_weights()
+        except RunError:
+            return False
+        return True
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Go back to a state that `trainer.state_dict` gave in this epoch."""
+        self.meter.start(self.epoch)
+        self.trainer.load_state_dict(kept)
 
     def _planned(self, epoch: int) -> dict[str, float]:
         """The epoch's learning rate and what the method schedules."""
@@ -251,29 +300,29 @@ class Run:
         lr = learning_rate(epoch, solver.LR, solver.LR_DECAY_STAGES, solver.LR_DECAY_RATE)
         return {"lr": lr, **self.trainer.distiller.schedule(epoch)}
 
-    def _drawn(self, epoch: int) -> Tensor | None:
-        """The epoch's random numbers for each image, (N, draws); None for a method without."""
+    def _uniforms(self, epoch: int) -> Tensor | None:
+        """The epoch's random numbers by image, (N, draws); None for a method without."""
         draws = self.trainer.draws
         if not draws:
             return None
         generator = epoch_generator(self.solver.SEED, epoch, 2)
         return torch.rand(len(self.train_set), draws, generator=generator).to(self.device)
 
-    def _held(self, epoch: int) -> Callable[[int], Held | None]:
-        """Images held out and their labels, of the epoch's steps in which the method takes some."""
+    def _held_out(self, epoch: int) -> Callable[[int], HeldOut | None]:
+        """Held-out images and their labels, of the epoch's steps in which the method takes some."""
         every, solver = self.trainer.held_every, self.solver
         if not every:
             return lambda step: None
         keys = self.test_set.draw(epoch_generator(solver.SEED, epoch, 4))
         parts = list(zip(*(key.split(solver.BATCH_SIZE) for key in keys), strict=True))
 
-        def held(step: int) -> Held | None:
+        def held_out(step: int) -> HeldOut | None:
             if step % every:
                 return None
             batch = self.test_set.batch(*parts[step // every % len(parts)])
             return batch.image, batch.target
 
-        return held
+        return held_out
 
     def _predict(self, network: nn.Module) -> Tensor:
         size = self.parts.test_batch
@@ -292,7 +341,7 @@ class Run:
         if bad:
             raise RunError(f"{len(bad)} of {len(state)} weights are not finite, as {bad[0]}")
 
-    def _answers(self, weights: Weights) -> Tensor:
+    def _teacher_logits(self, weights: Weights) -> Tensor:
         """The teacher's logits on the test set, (N, C)."""
         evaluate = partial(self._predict, self.trainer.distiller.teacher)
         # A method of the toolkit may change its teacher.
@@ -311,8 +360,9 @@ class Run:
             measured |= fidelity(logits, self.logits_teacher)
         return measured
 
-    def _stop_here(self) -> None:
-        """Where nothing is half done; of several processes each would stop at another step."""
+    def _check_stop(self) -> None:
+        """Heed a signal where nothing is half done; of several processes each would stop at
+        another step."""
         if self.world.size == 1:
             self.stop.check()
 

@@ -1,7 +1,6 @@
 """What the runs of one process have in common."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,27 +14,18 @@ from ..sections import Parts
 from ..teacher import TeacherTable, Weights, load_weights
 from .build import build_table
 from .replicas import World
-from .stacked import Stacked
 from .stop import StopSignals
 
 
 class Shared:
     """What the runs of one process share: data on the device, teachers' answers, being stopped."""
 
-    def __init__(
-        self,
-        device: torch.device,
-        stop: StopSignals,
-        world: World | None = None,
-        together: int = 1,
-    ) -> None:
+    def __init__(self, device: torch.device, stop: StopSignals, world: World | None = None) -> None:
         self.device, self.stop, self.world = device, stop, world or World()
-        self.together = together  # how many runs they are
         self.sets: dict[str, tuple[ImageSet, ImageSet]] = {}
         self.tables: dict[tuple[str, ...], TeacherTable | None] = {}
         self.logits: dict[tuple[str, ...], Tensor] = {}
         self.teachers: dict[Path, Weights] = {}
-        self.stacks: dict[str, Stacked] = {}
 
     def data(self, parts: Parts) -> tuple[ImageSet, ImageSet]:
         """(train, test), on the device."""
@@ -48,14 +38,6 @@ class Shared:
                 check_memory(size, "the padded images", SMALLER, self.device)
             self.sets[key] = train_set.to(self.device), test_set.to(self.device)
         return self.sets[key]
-
-    def stacked(self, parts: Parts) -> Stacked | None:
-        """With which runs one takes its steps, as SOLVER.STACK says; alone with none."""
-        solver = parts.solver
-        if solver.STACK == "none" or self.together == 1:
-            return None
-        key = repr((parts.networks.STUDENT, parts.dataset, replace(solver, SEED=0)))
-        return self.stacks.setdefault(key, Stacked(solver.STACK, solver.COMPILE))
 
     def weights(self, file: Path) -> Weights:
         """A teacher's, read once."""

@@ -1,13 +1,13 @@
-"""What a run trains with, and what of it the next run can take over."""
+"""The training state of a run, which a later run of the same kind can reuse."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..distillers import Distiller, Logit, Vanilla
+from ..distillers import Distiller
 from ..errors import ConfigError
 from ..sections import Parts
 from ..seeding import random_state, seed_everything
@@ -21,8 +21,7 @@ from .build import (
     set_arithmetic,
     takes_features,
 )
-from .graph import DeviceSteps
-from .loop import Held, Meter, train_epoch
+from .loop import Epoch, Meter, train_epoch
 from .replicas import Replica
 from .shared import Shared
 
@@ -36,7 +35,6 @@ class Trainer:
     Attributes:
         table: the teacher's table, or None.
         replica: the distiller as one of several processes has it, or None.
-        captured: the step as a CUDA graph, or None.
         draws: the random numbers that the method needs for each image.
         held_every: in every how manieth step it takes images held out, or 0.
         random: the state of the random generators when the initial weights were drawn.
@@ -44,7 +42,7 @@ class Trainer:
 
     def __init__(self, parts: Parts, shared: Shared, weights: Weights | None) -> None:
         solver, method, keeps = parts.solver, parts.networks.TYPE, parts.networks.TEACHER_TABLE
-        self.kind, self.weights = kind(parts.cfg), weights
+        self.kind, self.weights, self.solver = kind(parts.cfg), weights, solver
         self.world, device = shared.world, shared.device
         set_arithmetic(device, solver.TF32)
         self.data, _ = shared.data(parts)
@@ -75,13 +73,6 @@ class Trainer:
         self.replica = None
         if self.world.size > 1:
             self.replica = Replica(self.distiller, self.world, solver.SYNC_BN)
-        self.captured = None
-        # These take their student's logits from where they are.
-        stackable = isinstance(self.distiller, (Logit, Vanilla))
-        self.stacked = shared.stacked(parts) if stackable else None
-        graph = device.type == "cuda" and solver.CUDA_GRAPH and not self.replica
-        if graph or self.stacked:
-            self.captured = self._captured(method, solver.BATCH_SIZE)
 
     def _initial(self, parts: Parts, weights: Weights | None) -> Distiller:
         """As SOLVER.SEED has it, on the CPU."""
@@ -95,22 +86,6 @@ class Trainer:
         self.distiller.load_state_dict(self._initial(parts, self.weights).state_dict())
         for state in self.optimizer.state.values():
             state["momentum_buffer"].zero_()  # of which SGD begins with none
-
-    def release(self) -> None:
-        """Give up the captured graphs, with the memory that they hold."""
-        if self.captured:
-            self.captured.alone.graphs.clear()
-        self.leave()
-
-    def leave(self) -> None:
-        """Let the runs that it is stacked with go on without it."""
-        if self.stacked and self.captured:
-            self.stacked.leave(self.captured)
-
-    @property
-    def turns(self) -> int:
-        """The launches of an epoch."""
-        return len(list(self.captured.launches())) if self.captured else self.meter.steps
 
     def trained(self) -> dict[str, Tensor]:
         """What training may change, by name."""
@@ -144,91 +119,15 @@ class Trainer:
             own.setdefault("momentum_buffer", torch.empty_like(parameter)).copy_(momentum)
         self.meter.load_state_dict(state["meter"], self.data.targets.device)
 
-    def epoch(
-        self,
-        lr: float,
-        index: Tensor,
-        view: Tensor,
-        answers: Tensor | None,
-        drawn: Tensor | None,
-        sizes: list[int],
-        held: Callable[[int], Held | None] = lambda step: None,
-    ) -> Iterator[None]:
-        """The steps of the meter's epoch that it has not seen; after each launch of some it yields.
-
-        Args:
-            index, view: the order and the views of this process's images, (M,).
-            answers: the teacher's logits in that order, (M, C), where there is a table.
-            drawn: the epoch's random numbers by image, (N, draws), where there are some.
-            sizes: of this process's batches.
-            held: images held out and their labels, of a step that takes some.
-        """
-        if self.captured:
-            yield from self.captured.epoch(lr, index, view, answers, drawn)
-            return
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        batches = self.data.batches(index, view, sizes)
-        rows = [None] * len(sizes) if answers is None else answers.split(sizes)
-        now = self.distiller.schedule(self.meter.epoch)
-        yield from train_epoch(
-            self.replica or self.distiller,
-            self.optimizer,
-            zip(batches, rows, strict=True),
-            self.meter,
-            self.autocast,
-            now,
-            drawn,
-            held,
+    def train_epoch(self, epoch: Epoch, after_step: Callable[[], None]) -> None:
+        """The steps of an epoch that are left, by the plain loop."""
+        distiller = self.replica or self.distiller
+        train_epoch(
+            distiller, self.optimizer, self.data, epoch, self.meter, self.autocast, after_step
         )
         self.world.merge(self.meter)
-
-    def _captured(self, method: str, batch_size: int) -> DeviceSteps | None:
-        """The step as a CUDA graph, or None for a method that does not allow it."""
-        if self.held_every:
-            print(f"{method} runs without a CUDA graph: not all of its steps are alike")
-            return None
-        try:
-            return DeviceSteps(
-                self.distiller,
-                self.optimizer,
-                self.data,
-                batch_size,
-                self.meter,
-                self.autocast,
-                self.table.shape[2] if self.table else 0,
-                self.draws,
-                stacked=self.stacked,
-            )
-        except Exception as error:  # whatever a method does that a capture forbids
-            reason = str(error).split("\n", 1)[0]
-            print(f"{method} runs without a CUDA graph: {reason}")
-            return None
 
 
 def kind(cfg: CfgNode) -> dict[str, Any]:
     """What of a config decides over a trainer, but for its initial weights."""
     return {key: value for key, value in leaves(cfg) if not key.startswith(APART)}
-
-
-class Lane:
-    """Where one run follows another, with the trainer of that one if they are of one kind."""
-
-    def __init__(self, shared: Shared) -> None:
-        self.shared = shared
-        self.trainer: Trainer | None = None
-
-    def fits(self, cfg: CfgNode) -> bool:
-        """Whether a run could go on with what the one before has left."""
-        return self.trainer is not None and self.trainer.kind == kind(cfg)
-
-    def prepare(self, parts: Parts, weights: Weights | None) -> Trainer:
-        """A trainer for a run that begins."""
-        if self.trainer and self.fits(parts.cfg) and self.trainer.weights is weights:
-            self.trainer.renew(parts)
-        else:
-            if self.trainer:
-                self.trainer.release()  # before others are captured, on the same stream
-            self.trainer = None
-            self.trainer = Trainer(parts, self.shared, weights)
-        return self.trainer

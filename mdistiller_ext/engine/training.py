@@ -3,10 +3,10 @@
 import os
 import shutil
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from ..plugins import import_modules
 from ..sections import Parts
 from ..teacher import PRETRAINED, Weights, digest, fetch_weights, find_weights, load_weights
 from . import chain
+from .fit import Job, fit, fit_rows, stack_form
 from .folder import default_name, earlier_state, finished_before
 from .replicas import World
 from .run import Finished, Run
 from .shared import Shared
 from .stop import StopSignals
-from .trainer import Lane
+from .trainer import Trainer, kind
 
 LOCK_WAIT = 10.0  # seconds: what holds a run's folder may just have been told to stop
 
@@ -60,10 +61,10 @@ def train(
         Stopped: a signal came; the run is saved as it was after the step of the moment.
     """
     with StopSignals() as stop:
-        lane = Lane(Shared(device, stop, world))
-        with opened(cfg, name, lane, resume, weights, patience) as run:
-            for _ in run.advance():
-                pass
+        shared = Shared(device, stop, world)
+        with opened(cfg, name, None, shared, resume, weights, patience) as run:
+            if isinstance(run, Run):
+                fit(run)
             return run.record, run.folder
 
 
@@ -73,13 +74,11 @@ def train_many(
     *,
     resume: bool = False,
     together: int | None = None,
-) -> list[dict[str, Any] | Exception]:
-    """Train several runs at once in this process, a step of each in turn.
+) -> list[dict[str, Any] | BaseException]:
+    """Train several runs in this process; each is the run that `train` would make of it.
 
-    Each is the run that `train` would make of it, with its own folder, as long as its method
-    draws nothing from the global random generators. Data and teacher tables are shared. On a GPU
-    each run has a stream of its own, of which there are 32, so that small networks fill the
-    device together; a run that begins takes over the captured steps of one of its kind.
+    Data and teacher tables are shared. Those of one student, data set and SOLVER are trained at
+    once, as SOLVER.STACK says, the others one after the other.
 
     Args:
         jobs: (config, name) of each run.
@@ -91,76 +90,58 @@ def train_many(
     Raises:
         Stopped: a signal came; the runs are saved as they were after the steps of the moment.
     """
-    queue, results = list(enumerate(jobs)), dict[int, dict[str, Any] | Exception]()
-    count = min(together or len(jobs), len(jobs))
-    with StopSignals() as stop, ExitStack() as stack:
-        shared = Shared(device, stop, together=count)
-        lanes = []
-        stacked = any(cfg.SOLVER.STACK != "none" for cfg, _ in jobs)
-        stream = None
-        for number in range(count):
-            if device.type == "cuda" and not (stacked and stream):  # steps at once take one
-                stream = torch.cuda.Stream(device)
-            steps = follow_each_other(queue, results, Lane(shared), number / count, resume)
-            lanes.append((steps, stream))
-            stack.callback(_close, steps, stream)
-        while lanes:
-            for lane in list(lanes):
-                with torch.cuda.stream(lane[1]):
-                    if next(lane[0], lane) is lane:
-                        lanes.remove(lane)
+    results: dict[int, Any] = {}
+    with StopSignals() as stop:
+        shared = Shared(device, stop)
+        for group in _alike(jobs, device):
+            if len(group) > 1:
+                form = stack_form(group[0][1], device)
+                opens = partial(opened, shared=shared, resume=resume, alone=False)
+                count = min(together or len(group), len(group))
+                results |= fit_rows(group, count, form, stop, opens)
+                continue
+            for number, cfg, name in group:
+                try:
+                    with opened(cfg, name, None, shared=shared, resume=resume) as run:
+                        if isinstance(run, Run):
+                            fit(run)
+                        results[number] = run.record
+                except Exception as error:
+                    results[number] = error
     return [results[number] for number in range(len(jobs))]
 
 
-def _close(steps: Generator[None, None, None], stream: torch.cuda.Stream | None) -> None:
-    """Let a run that has not ended save itself."""
-    with torch.cuda.stream(stream):
-        steps.close()
-
-
-def follow_each_other(
-    queue: list[tuple[int, tuple[CfgNode, str]]],
-    results: dict[int, dict[str, Any] | Exception],
-    lane: Lane,
-    behind: float,
-    resume: bool,
-) -> Generator[None, None, None]:
-    """Train one job of the queue after the other, a step each time that the iterator is advanced.
-
-    Args:
-        queue: what is left for this lane and others: (number, (config, name)).
-        results: by number, what came of each job.
-        behind: the share of an epoch by which the first run begins later, so that what comes at
-            the end of an epoch does not come to all lanes at once.
-    """
-    while queue:
-        job = next((job for job in queue if lane.fits(job[1][0])), queue[0])
-        queue.remove(job)
-        number, (cfg, name) = job
-        try:
-            with opened(cfg, name, lane, resume) as run:
-                if cfg.SOLVER.STACK == "none":  # else they wait for each other
-                    yield from repeat(None, round(behind * run.turns))
-                yield from run.advance()
-                results[number] = run.record
-        except Exception as error:
-            results[number] = error
-        behind = 0
+def _alike(jobs: Sequence[tuple[CfgNode, str]], device: torch.device) -> list[list[Job]]:
+    """The jobs in groups of those that can be rows of one program."""
+    groups: dict[str, list[Job]] = {}
+    for number, (cfg, name) in enumerate(jobs):
+        key = str(number)
+        if stack_form(cfg, device) != "none":
+            parts = Parts.read(cfg)
+            solver = replace(parts.solver, SEED=0)
+            key = repr((parts.networks.STUDENT, parts.dataset, solver))
+        groups.setdefault(key, []).append((number, cfg, name))
+    return list(groups.values())
 
 
 @contextmanager
 def opened(
     cfg: CfgNode,
     name: str,
-    lane: Lane,
+    trainer: Trainer | None,
+    shared: Shared,
     resume: bool,
     weights: Weights | None = None,
     patience: float | None = None,
+    alone: bool = True,
 ) -> Iterator[Run | Finished]:
-    """A run, new or as it was left, while its folder is locked."""
+    """A run, new or as it was left, while its folder is locked.
+
+    Args:
+        trainer: what the run before has left; it is used again if it fits.
+    """
     import_modules(cfg.EXPERIMENT.IMPORT)  # in a process that did not read the config
-    folder, shared = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), lane.shared
-    world = shared.world
+    folder, world = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), shared.world
     with ExitStack() as stack:
         state = record = None
         if world.first:
@@ -181,7 +162,9 @@ def opened(
             state = load(folder / "latest")
         if state and weights:
             _same_teacher(weights, state["teacher_sha256"], folder)
-        yield Run(Parts.read(cfg), folder, lane, weights, state)
+        if trainer and (trainer.kind != kind(cfg) or trainer.weights is not weights):
+            trainer = None
+        yield Run(Parts.read(cfg), folder, shared, weights, state, trainer, alone)
 
 
 def _locked(folder: Path, patience: float, stop: StopSignals) -> FileLock:

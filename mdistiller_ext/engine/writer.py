@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 
 class Writer:
@@ -38,10 +39,9 @@ class Writer:
 
 def snapshot(content: Any) -> Any:
     """Nested dicts and lists, with a copy in the host's memory of each tensor as it is now."""
-    if isinstance(content, Tensor):
-        return content.detach().to("cpu", copy=True)
-    if isinstance(content, dict):
-        return {key: snapshot(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [snapshot(value) for value in content]
-    return content
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), content)
+
+
+def copied(content: Any) -> Any:
+    """Likewise, each tensor where it is."""
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), content)

@@ -1,7 +1,7 @@
 """The student and teacher networks."""
 
 from .resnet import ARCHITECTURES, ResNet, activated, cifar_model_dict, folded
-from .stacked import Stack
+from .stacked import FORMS, Stack
 from .zoo import (
     EXPECTED,
     build_network,

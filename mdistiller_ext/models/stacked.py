@@ -1,100 +1,137 @@
-"""Several networks of one architecture as one, for devices that one of them leaves idle."""
+"""Students of one architecture side by side: K forward passes as one."""
 
 import copy
 from collections.abc import Sequence
-from itertools import chain
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..errors import ConfigError
 from .resnet import ResNet
 
+FORMS = ("grouped", "dense64", "dense128", "chain4")
 
-class Stack:
-    """K networks whose forward passes are one; each stays the module that it was.
 
-    Their weights and buffers are moved to lie side by side, and each network has views of its
-    part. So what is read from a network, copied into it or added to it by an optimizer is read
-    from, copied into or added to the stack, and a network's own forward pass works as before. Only
-    gradients come back by `share_gradients`. No network sees anything of another: not even a NaN.
+class Stack(nn.Module):
+    """K CIFAR ResNets whose forward passes are one.
+
+    The weights and buffers of the K networks move into tensors with K times the rows, and each
+    network keeps views of its own. So whatever reads or writes a network reads or writes the stack,
+    and the network's own forward pass still works. Gradients arrive at the stack's parameters only.
 
     Args:
         networks: of equal shapes, on one device.
-        form: "grouped": convolutions of K groups over images (B, 3 K, H, W), for `ResNet`s.
-            "vmap": the network of a row, vectorised over rows by PyTorch, for most networks.
-        compiled: whether the pass is compiled.
+        form: how a convolution of the K networks is computed; all forms give the same numbers.
+            "grouped": one convolution with K groups.
+            "denseN": a group of about N channels holds several networks, with zeros between them,
+            because tensor cores want 64 channels or more.
+            "chainM": M networks share dense convolutions without groups, from the first layer to
+            the last; K / M chains follow each other.
+            With dense and chain a value that is not finite in one network reaches those that share
+            its convolutions.
 
     Raises:
-        ConfigError: the form is not for these networks.
+        ConfigError: the networks are no CIFAR ResNets.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], form: str, compiled: bool = False) -> None:
-        self.networks = list(networks)
-        self.whole = copy.deepcopy(self.networks[0]).train()
-        self.whole.__dict__.pop("forward", None)  # that of a compiled student
-        if form == "grouped":
-            self.forward = self._grouped
-            _group(self.whole, len(self.networks))
-        else:
-            self.forward = self._vectorised
-        for mine, *parts in zip(*map(_tensors, (self.whole, *self.networks)), strict=True):
-            mine.data = torch.cat([part.data.view(-1, *part.shape[1:]) for part in parts])
-            for part, row in zip(parts, mine.data.chunk(len(parts)), strict=True):
-                part.data = row.view_as(part)
-        if compiled:
-            self.forward = torch.compile(self.forward, dynamic=False)
+    def __init__(self, networks: Sequence[nn.Module], form: str) -> None:
+        super().__init__()
+        if not all(isinstance(network, ResNet) for network in networks):
+            raise ConfigError(
+                f"SOLVER.STACK: {form} stacks CIFAR ResNets, the student is a "
+                f"{type(networks[0]).__name__}: expected none"
+            )
+        count = len(networks)
+        length = _divisor(count, int(form.removeprefix("chain"))) if "chain" in form else count
+        self.parts = [list(networks[at : at + length]) for at in range(0, count, length)]
+        self.chains = nn.ModuleList(_merged(part, form) for part in self.parts)
 
-    def __call__(self, images: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The logits (B, C) of each network, in training mode, for its images (B, 3, H, W)."""
-        self.whole.zero_grad()
-        return self.forward(images).unbind()
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (K, B, C) of images (K, B, 3, H, W)."""
+        parts = images.split(len(self.parts[0]))
+        logits = [
+            chain(part.transpose(0, 1).flatten(1, 2))[0]
+            for chain, part in zip(self.chains, parts, strict=True)
+        ]
+        return torch.cat(logits)
 
-    def share_gradients(self) -> None:
-        """Give each network what a backward pass left of its part."""
-        rows = zip(*(network.parameters() for network in self.networks), strict=True)
-        for mine, parts in zip(self.whole.parameters(), rows, strict=True):
-            if mine.grad is not None:
-                for part, row in zip(parts, mine.grad.chunk(len(parts)), strict=True):
-                    part.grad = row
+    def rows(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Of tensors shaped like the stack's parameters, what belongs to each network's."""
+        left, found = iter(tensors), []
+        for part in self.parts:
+            shapes = [parameter.shape for parameter in part[0].parameters()]
+            chunks = [next(left).chunk(len(part)) for _ in shapes]
+            for number in range(len(part)):
+                found.append([c[number].view(s) for c, s in zip(chunks, shapes, strict=True)])
+        return found
 
-    def _grouped(self, images: Sequence[Tensor]) -> Tensor:
-        return self.whole(torch.cat(list(images), dim=1))[0]
 
-    def _vectorised(self, images: Sequence[Tensor]) -> Tensor:
-        first = self.networks[0]
-        names = [name for name, _ in chain(first.named_parameters(), first.named_buffers())]
-        parts = zip(_tensors(self.whole), _tensors(first), strict=True)
-        state = {
-            name: mine.view(-1, *part.shape)
-            for name, (mine, part) in zip(names, parts, strict=True)
-        }
+def _merged(networks: Sequence[nn.Module], form: str) -> nn.Module:
+    """A network whose convolutions have the channels of all of these; they get views of it."""
+    count = len(networks)
+    whole = copy.deepcopy(networks[0])
+    for parent in list(whole.modules()):
+        for name, module in list(parent.named_children()):
+            if isinstance(module, nn.Conv2d):
+                setattr(parent, name, _Convolution(module, count, _shared(form, count, module)))
+            if isinstance(module, nn.Linear):
+                setattr(parent, name, _Linear(module, count))
+    for mine, *parts in zip(*map(_tensors, (whole, *networks)), strict=True):
+        mine.data = torch.cat([part.data.view(-1, *part.shape[1:]) for part in parts])
+        for part, row in zip(parts, mine.data.chunk(count), strict=True):
+            part.data = row.view_as(part)
+    return whole
 
-        def row(state: dict[str, Tensor], image: Tensor) -> Tensor:
-            return functional_call(self.whole, state, image)[0]
 
-        return torch.vmap(row)(state, torch.stack(list(images)))
+def _shared(form: str, count: int, conv: nn.Conv2d) -> int:
+    """How many of the networks share a dense convolution."""
+    if form == "grouped":
+        return 1
+    if form.startswith("chain"):
+        return count
+    return _divisor(count, int(form.removeprefix("dense")) // conv.out_channels)
+
+
+def _divisor(count: int, most: int) -> int:
+    """The largest divisor of `count` up to `most`, and at least 1."""
+    return max(m for m in range(1, count + 1) if count % m == 0 and m <= max(1, most))
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
     return [*network.parameters(), *network.buffers()]
 
 
-def _group(network: nn.Module, count: int) -> None:
-    """Make of a network what takes and gives `count` times the channels, when its weights do."""
-    if not isinstance(network, ResNet):
-        raise ConfigError(
-            "SOLVER.STACK: grouped is for the CIFAR ResNets as students: expected vmap or branches"
-        )
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            module.groups *= count
-    network.add_module("fc", _Linears(network.fc, count))
+class _Convolution(nn.Module):
+    """A convolution of K networks: images (B, K I, H, W) -> (B, K O, H', W').
+
+    It has K / m groups, each a dense convolution of m networks with zeros between them. The zeros
+    cost m times the arithmetic, and no memory traffic between layers.
+    """
+
+    def __init__(self, one: nn.Conv2d, count: int, m: int) -> None:
+        super().__init__()
+        self.weight, self.stride, self.padding = one.weight, one.stride, one.padding
+        self.m, self.groups = m, count // m
+        # No buffer: the stack's buffers are those of the networks.
+        self.own = torch.eye(m, dtype=torch.bool, device=one.weight.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self._dense(), None, self.stride, self.padding, 1, self.groups)
+
+    def _dense(self) -> Tensor:
+        """The weights (K O, I, kh, kw) as (K O, m I, kh, kw), channels-last."""
+        if self.m == 1:
+            return self.weight
+        rows = self.weight.permute(0, 2, 3, 1).unflatten(0, (self.groups, self.m, -1))
+        own = self.own.view(1, self.m, 1, 1, 1, self.m, 1)
+        # No product with zeros: a NaN would spread within the weights.
+        dense = torch.where(own, rows.unsqueeze(5), rows.new_zeros(()))
+        return dense.flatten(5).flatten(0, 2).permute(0, 3, 1, 2)
 
 
-class _Linears(nn.Module):
-    """A linear layer for each of K groups of features (B, K F): (K, B, C)."""
+class _Linear(nn.Module):
+    """A linear layer of each of K networks: features (B, K F) -> (K, B, C)."""
 
     def __init__(self, one: nn.Linear, count: int) -> None:
         super().__init__()

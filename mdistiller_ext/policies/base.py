@@ -117,6 +117,11 @@ class Policy(Settings):
         """In every how manieth step it wants images that are held out, or 0."""
         return 0
 
+    @property
+    def stackable(self) -> bool:
+        """Whether torch.vmap can act for several runs at once; not with a state or a gradient."""
+        return True
+
     def schedule(self, epoch: int, run: RunFacts) -> dict[str, float]:
         """The settings that depend on the epoch, counted from 1, by the names of their logs."""
         return {}

@@ -42,6 +42,10 @@ class EAT(Policy):
     def slot(self) -> str:
         return "base" if self.MODE == "temperature" else "size"
 
+    @property
+    def stackable(self) -> bool:
+        return self.MODE == "temperature"
+
     def schedule(self, epoch: int, run: RunFacts) -> dict[str, float]:
         name = "temperature" if self.MODE == "temperature" else "eat_temperature"
         stages = self.RANGE, self.STEP_EPOCHS, run.epochs

@@ -36,6 +36,10 @@ class ENTROPY(Bounds, Policy):
     def slot(self) -> str:
         return "base"
 
+    @property
+    def stackable(self) -> bool:
+        return False
+
     def build(self, run: RunFacts) -> Callable[[Pair, Context], Pair]:
         return Thermostat(self)
 

@@ -1,0 +1,289 @@
+"""Training: one run by the plain loop or as a captured program, or K runs as the rows of one."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from operator import itemgetter
+from typing import Any
+
+import torch
+from yacs.config import CfgNode
+
+from ..distillers import RECIPES, source
+from ..errors import ConfigError
+from ..models import ARCHITECTURES
+from .graph import NoGraph
+from .loop import Epoch
+from .rows import Rows, method
+from .run import Finished, Run
+from .stop import StopSignals
+from .trainer import Trainer, kind
+from .writer import copied
+
+
+def fit(run: Run) -> None:
+    """Train a run to its end: on a GPU as a captured program of one row, else by the plain loop."""
+    program = captured(run)
+    try:
+        with run.recorded(cuda_graph=program is not None, stack="none"):
+            while not run.ended:
+                epoch = run.plan()
+                if program:
+                    take_epoch(program, {0: run}, {0: epoch})
+                else:
+                    run.trainer.train_epoch(epoch, run.stepped)
+                run.end_epoch()
+                run.may_stop()
+    finally:
+        if program:
+            program.close()
+
+
+def captured(run: Run) -> Rows | None:
+    """A run's program as a CUDA graph; None where it takes the plain loop."""
+    trainer, name = run.trainer, run.parts.networks.TYPE
+    if run.device.type != "cuda" or not run.solver.CUDA_GRAPH or trainer.replica:
+        return None
+    if trainer.held_every:
+        print(f"{name} runs without a CUDA graph: not all of its steps are alike")
+        return None
+    program = build([trainer], "none")
+    try:
+        program.capture()
+    except NoGraph as reason:
+        print(f"{name} runs without a CUDA graph: {reason}")
+        return None
+    return program
+
+
+def build(trainers: Sequence[Trainer], form: str) -> Rows:
+    """The program of some runs; those of one method are neighbours."""
+    first = trainers[0]
+    tables = [trainer.table for trainer in trainers if trainer.table]
+    return Rows(
+        trainers,
+        first.data,
+        first.solver.BATCH_SIZE,
+        tables[0].shape[2] if tables else 0,
+        form,
+        first.autocast,
+        compiled=first.solver.COMPILE and len(trainers) > 1,
+    )
+
+
+def take_epoch(program: Rows, runs: dict[int, Run], epochs: dict[int, Epoch]) -> None:
+    """The steps that are left of an epoch, which are as many in each run.
+
+    Args:
+        runs, epochs: by row; a row without a run rests.
+    """
+    first = next(iter(runs.values())).meter.step
+    program.start(first)
+    for row in range(len(program.rows)):
+        if row in runs:
+            program.load(row, epochs[row])
+        else:
+            program.rest(row)
+    for size, count in program.launches(first):
+        program.launch((size, count))
+        for run in runs.values():
+            for _ in range(count):
+                run.meter.count(size)
+        for run in runs.values():
+            run.stepped()
+
+
+def stack_form(cfg: CfgNode, device: torch.device) -> str:
+    """How runs of this config are stacked when several are trained; "none": one after the other.
+
+    Raises:
+        ConfigError: SOLVER.STACK names a form that the config's method or student does not allow.
+    """
+    form = cfg.SOLVER.STACK
+    if form == "none" or (form == "auto" and device.type != "cuda"):
+        return "none"
+    if reason := _unstackable(cfg):
+        if form != "auto":
+            raise ConfigError(f"SOLVER.STACK: {form} is not allowed: {reason}: expected auto, none")
+        return "none"
+    return "grouped" if form == "auto" else form
+
+
+def _unstackable(cfg: CfgNode) -> str:
+    """Why a run cannot share a program with others, or ""."""
+    node = cfg.DISTILLER
+    if node.STUDENT not in ARCHITECTURES:
+        return f"{node.STUDENT} is no CIFAR ResNet"
+    if node.TYPE == "NONE":
+        return ""
+    if source(node) != "ext" or node.TYPE not in RECIPES:
+        return f"{node.TYPE} is no composition of a loss and policies"
+    _, loss, policies = RECIPES[node.TYPE].read(cfg[node.TYPE])
+    for part in (loss, *policies):
+        name = type(part).__name__
+        if not type(part).__module__.startswith("mdistiller_ext."):
+            return f"{name} is no part of mdistiller-ext"  # it may not go under torch.vmap
+        if not getattr(part, "stackable", True):
+            return f"{name} has a state or a gradient that is a single run's"
+    return ""
+
+
+Job = tuple[int, CfgNode, str]  # number, config, name
+# (config, name, the trainer of the run before) -> the run, while its folder is locked
+Open = Callable[[CfgNode, str, Trainer | None], AbstractContextManager[Run | Finished]]
+Results = dict[int, dict[str, Any] | BaseException]
+
+
+class Seat:
+    """A row of a program. Its runs follow each other, those of one kind in the same tensors.
+
+    Attributes:
+        number: of the run's job.
+        run: None in a row that rests.
+        trainer: of the run, or of the one before.
+    """
+
+    def __init__(self) -> None:
+        self.number = -1
+        self.run: Run | None = None
+        self.trainer: Trainer | None = None
+        self.contexts = ExitStack()  # what the run has entered
+
+    def take(self, queue: list[Job], results: Results, open_run: Open) -> None:
+        """Begin the next run of the queue that has not ended before."""
+        while queue and not self.run:
+            # One that can go on in the same tensors, if there is one.
+            fits = (job for job in queue if self.trainer and self.trainer.kind == kind(job[1]))
+            job = next(fits, queue[0])
+            queue.remove(job)
+            self.number, cfg, name = job
+            try:
+                run = self.contexts.enter_context(open_run(cfg, name, self.trainer))
+            except Exception as error:
+                results[self.number] = error
+                continue
+            if isinstance(run, Finished):
+                results[self.number] = run.record
+                self.leave()
+            else:
+                self.run, self.trainer = run, run.trainer
+
+    def end_epoch(self, results: Results) -> bool:
+        """End the run's epoch, and the run after the last one. Returns whether it was finite."""
+        run = self.run
+        assert run is not None
+        try:
+            run.end_epoch()
+        except Exception as error:
+            results[self.number] = self.leave(error) or error
+            return False
+        if run.ended:
+            results[self.number] = self.leave() or run.record
+        return True
+
+    def leave(self, error: BaseException | None = None) -> BaseException | None:
+        """End the run, by an error if there is one. Returns the error as the run tells it."""
+        self.run, contexts, self.contexts = None, self.contexts, ExitStack()
+        try:
+            with contexts:
+                if error:
+                    raise error
+        except BaseException as told:
+            return told
+        return None
+
+
+def fit_rows(
+    jobs: Sequence[Job], count: int, form: str, stop: StopSignals, open_run: Open
+) -> Results:
+    """Train runs of one student, data set and solver, `count` at once, as rows of a program.
+
+    They begin their epochs together. A run that goes on within an epoch finishes that one by the
+    plain loop, unless all are at the same step. Where a run ends or fails, the next one takes its
+    row.
+
+    Args:
+        form: of a `Stack`.
+
+    Returns:
+        By number the record of each job, or its error, which stops no other.
+
+    Raises:
+        Stopped: a signal came; the runs are saved as they were after the steps of the moment.
+    """
+    queue, results = list(jobs), Results()
+    seats, program = [Seat() for _ in range(count)], None
+    try:
+        while True:
+            free, before = [s for s in seats if not s.run], [s.trainer for s in seats]
+            for seat in free:
+                seat.take(queue, results, open_run)
+            if not any(seat.run for seat in seats):
+                return results
+            if program is None or [seat.trainer for seat in seats] != before:
+                if program:
+                    program.close()
+                seats, program = _program(seats, form)
+            session = {"cuda_graph": program.graphs is not None, "stack": form, "together": count}
+            for seat in free:
+                if seat.run:
+                    seat.contexts.enter_context(seat.run.recorded(**session))
+            _catch_up(seats, results)
+            _one_epoch(program, seats, form, results)
+            if any(seat.run for seat in seats):
+                stop.check()
+    except BaseException as error:
+        for seat in seats:
+            if seat.run:
+                error = seat.leave(error) or error
+        raise error
+    finally:
+        if program:
+            program.close()
+
+
+def _program(seats: Sequence[Seat], form: str) -> tuple[list[Seat], Rows]:
+    """The program of the rows that have ever had a run, those of one method beside each other."""
+    methods: list[Any] = []
+    found = []
+    for seat in seats:
+        if seat.trainer:
+            own = method(seat.trainer.distiller)
+            if own not in methods:
+                methods.append(own)
+            found.append((methods.index(own), seat, seat.trainer))
+    found.sort(key=itemgetter(0))
+    program = build([trainer for *_, trainer in found], form)
+    if program.index.is_cuda:
+        try:
+            program.capture()
+        except NoGraph as reason:
+            print(f"{len(found)} runs at once without a CUDA graph: {reason}")
+    return [seat for _, seat, _ in found], program
+
+
+def _catch_up(seats: Sequence[Seat], results: Results) -> None:
+    """Let runs that are within an epoch finish it alone, unless all are at the same step."""
+    active = [(seat, seat.run) for seat in seats if seat.run]
+    if len({run.meter.step for _, run in active}) > 1:
+        for seat, run in active:
+            if run.meter.step:
+                run.trainer.train_epoch(run.plan(), run.stepped)
+                seat.end_epoch(results)
+
+
+def _one_epoch(program: Rows, seats: Sequence[Seat], form: str, results: Results) -> None:
+    runs = {row: seat.run for row, seat in enumerate(seats) if seat.run}
+    if not runs:
+        return
+    epochs = {row: run.plan() for row, run in runs.items()}
+    # With dense convolutions, what is not finite in a run reaches those that share them.
+    mixing = form != "grouped"
+    kept = {row: copied(run.trainer.state_dict()) for row, run in runs.items() if mixing}
+    take_epoch(program, runs, epochs)
+    for row, run in runs.items():
+        if mixing and not run.finite:
+            # Alone it shows whose fault it was.
+            run.restore(kept[row])
+            run.trainer.train_epoch(epochs[row], run.stepped)
+        if not seats[row].end_epoch(results) and mixing:
+            run.restore(kept[row])  # the row rests, and must be finite
