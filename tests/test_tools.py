@@ -299,7 +299,7 @@ def test_the_rung_of_many_runs_is_called_their_sum(workdir, capsys):
     fake.rate, fake.floor = float, lambda: 100.0
     tool["climb"].__globals__["Bench"] = lambda *_: fake
     args = dict.fromkeys(("batch", "steps", "rounds", "runs"), 2)
-    args |= dict.fromkeys(("grow", "json"), None) | {"device": "cpu", "tf32": False}
+    args |= dict.fromkeys(("grow", "at_once", "json"), None) | {"device": "cpu", "tf32": False}
     args["forms"] = ["grouped", "dense64"]
     tool["climb"](argparse.Namespace(**args, teacher="t", student="s", method="m"))
     output = capsys.readouterr().out

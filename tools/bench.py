@@ -2,6 +2,7 @@
 
     python tools/bench.py [--student resnet8] [--teacher resnet110] [--root DATA] [--json FILE]
     python tools/bench.py --grow
+    python tools/bench.py --at-once --runs 16 --forms grouped dense64 [--tf32 | --bf16]
 
 Each rung takes turns with the first one; its figures are medians over the rounds, its ratio is
 to the first rung in the same round. Weights are random: they do not change the time. The first
@@ -73,6 +74,8 @@ if __name__ == "__main__":
         "--root", type=path, help="folder with cifar-100-binary/; else random images"
     )
     parser.add_argument("--grow", action="store_true", help="how images/s grow with batch and runs")
+    parser.add_argument("--at-once", action="store_true", help="only runs at once, by form")
+    parser.add_argument("--bf16", action="store_true", help="with --at-once: SOLVER.AMP bf16")
     parser.add_argument(
         "--json", type=new_file, metavar="FILE", help="write the ladder there as well"
     )

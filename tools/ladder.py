@@ -51,6 +51,9 @@ def climb(args: argparse.Namespace) -> None:
     if args.grow:
         bench.grow()
         return
+    if args.at_once:
+        bench.at_once()
+        return
     first_name, first = bench.first()
     rungs = {
         "our engine, live teacher": bench.engine(table=None),
@@ -288,6 +291,25 @@ class Bench:
         for runs in (2, 4, 8, 16, 32, 64):
             rates = [self.typical(runs, form) for form in forms]
             print(f"| {runs} | {' | '.join(rates)} |", flush=True)
+
+    def at_once(self) -> None:
+        """The time of a step of one of several runs, by form, and how long it took to prepare."""
+        args = self.args
+        amp = "bf16" if args.bf16 else "none"
+        arithmetic = "bf16" if args.bf16 else "TF32" if args.tf32 else "float32"
+        print(f"{args.student}, {args.method}, batch {args.batch}, torch {torch.__version__}")
+        for form in args.forms:
+            start = time.perf_counter()
+            work = self.exact(args.runs, amp, form)
+            prepared = time.perf_counter() - start
+            rates = [self.rate(work) for _ in range(args.rounds)]
+            rate = statistics.median(rates)
+            spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
+            print(
+                f"{args.runs} runs, {form}, {arithmetic}: {1e3 * args.batch / rate:.4f} ms a "
+                f"run-step, {rate:,.0f} images/s ({spread}), after {prepared:.0f} s",
+                flush=True,
+            )
 
     def typical(self, runs: int, form: str = "none") -> str:
         """Images/s of all runs, the median over the rounds."""

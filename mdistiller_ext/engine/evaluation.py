@@ -1,24 +1,29 @@
 """What is measured on a whole data set: how good a network is and how close to its teacher."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import ImageSet
+from ..data import Batch, ImageSet
 from ..errors import RunError
 from ..losses import kl_divergence
 
 BINS = 15  # of confidence, equally wide
 
 
-@torch.inference_mode()
 def predict(model: nn.Module, images: ImageSet, batch_size: int) -> Tensor:
     """The logits of every image, not augmented, in order: (N, C), float32."""
+    return logits_of(model, images.plain(batch_size)).float()
+
+
+@torch.inference_mode()
+def logits_of(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
+    """The logits of these images in evaluation mode, in order: (N, C)."""
     model.eval()
-    return torch.cat([model(batch.image)[0] for batch in images.plain(batch_size)]).float()
+    return torch.cat([model(batch.image)[0] for batch in batches])
 
 
 def performance(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:

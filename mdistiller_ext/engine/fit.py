@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -12,7 +13,6 @@ from ..distillers import RECIPES, source
 from ..errors import ConfigError
 from ..models import ARCHITECTURES
 from .graph import NoGraph
-from .loop import Epoch
 from .rows import Rows, method
 from .run import Finished, Run
 from .stop import StopSignals
@@ -28,7 +28,7 @@ def fit(run: Run) -> None:
             while not run.ended:
                 epoch = run.plan()
                 if program:
-                    take_epoch(program, {0: run}, {0: epoch})
+                    program.take_epoch({0: epoch}, run.meter.step, run.launched)
                 else:
                     run.trainer.train_epoch(epoch, run.stepped)
                 run.end_epoch()
@@ -57,39 +57,18 @@ def captured(run: Run) -> Rows | None:
 
 def build(trainers: Sequence[Trainer], form: str) -> Rows:
     """The program of some runs; those of one method are neighbours."""
-    first = trainers[0]
-    tables = [trainer.table for trainer in trainers if trainer.table]
+    first, several = trainers[0], len(trainers) > 1
+    # Several get their teacher logits with each epoch, with a table or without.
+    told = any(trainer.table or (several and trainer.weights) for trainer in trainers)
     return Rows(
         trainers,
         first.data,
         first.solver.BATCH_SIZE,
-        tables[0].shape[2] if tables else 0,
+        first.classes if told else 0,
         form,
         first.autocast,
-        compiled=first.solver.COMPILE and len(trainers) > 1,
+        compiled=first.solver.COMPILE and several,
     )
-
-
-def take_epoch(program: Rows, runs: dict[int, Run], epochs: dict[int, Epoch]) -> None:
-    """The steps that are left of an epoch, which are as many in each run.
-
-    Args:
-        runs, epochs: by row; a row without a run rests.
-    """
-    first = next(iter(runs.values())).meter.step
-    program.start(first)
-    for row in range(len(program.rows)):
-        if row in runs:
-            program.load(row, epochs[row])
-        else:
-            program.rest(row)
-    for size, count in program.launches(first):
-        program.launch((size, count))
-        for run in runs.values():
-            for _ in range(count):
-                run.meter.count(size)
-        for run in runs.values():
-            run.stepped()
 
 
 def stack_form(cfg: CfgNode, device: torch.device) -> str:
@@ -167,18 +146,13 @@ class Seat:
             else:
                 self.run, self.trainer = run, run.trainer
 
-    def end_epoch(self, results: Results) -> bool:
-        """End the run's epoch, and the run after the last one. Returns whether it was finite."""
-        run = self.run
-        assert run is not None
+    def attempt(self, act: Callable[[], Any], results: Results) -> Any:
+        """What `act` returns; None if it fails, which ends this run and no other."""
         try:
-            run.end_epoch()
+            return act()
         except Exception as error:
             results[self.number] = self.leave(error) or error
-            return False
-        if run.ended:
-            results[self.number] = self.leave() or run.record
-        return True
+            return None
 
     def leave(self, error: BaseException | None = None) -> BaseException | None:
         """End the run, by an error if there is one. Returns the error as the run tells it."""
@@ -225,8 +199,9 @@ def fit_rows(
                 seats, program = _program(seats, form)
             session = {"cuda_graph": program.graphs is not None, "stack": form, "together": count}
             for seat in free:
-                if seat.run:
-                    seat.contexts.enter_context(seat.run.recorded(**session))
+                if run := seat.run:
+                    recorded = run.recorded(**session)
+                    seat.attempt(partial(seat.contexts.enter_context, recorded), results)
             _catch_up(seats, results)
             _one_epoch(program, seats, form, results)
             if any(seat.run for seat in seats):
@@ -234,8 +209,8 @@ def fit_rows(
     except BaseException as error:
         for seat in seats:
             if seat.run:
-                error = seat.leave(error) or error
-        raise error
+                seat.leave(error)
+        raise
     finally:
         if program:
             program.close()
@@ -263,27 +238,53 @@ def _program(seats: Sequence[Seat], form: str) -> tuple[list[Seat], Rows]:
 
 def _catch_up(seats: Sequence[Seat], results: Results) -> None:
     """Let runs that are within an epoch finish it alone, unless all are at the same step."""
-    active = [(seat, seat.run) for seat in seats if seat.run]
-    if len({run.meter.step for _, run in active}) > 1:
-        for seat, run in active:
-            if run.meter.step:
-                run.trainer.train_epoch(run.plan(), run.stepped)
-                seat.end_epoch(results)
+    if len({seat.run.meter.step for seat in seats if seat.run}) > 1:
+        for seat in seats:
+            if (run := seat.run) and run.meter.step:
+                seat.attempt(partial(_plain_epoch, run), results)
+                _end_epoch(seat, results)
+
+
+def _plain_epoch(run: Run) -> None:
+    run.trainer.train_epoch(run.plan(), run.stepped)
 
 
 def _one_epoch(program: Rows, seats: Sequence[Seat], form: str, results: Results) -> None:
-    runs = {row: seat.run for row, seat in enumerate(seats) if seat.run}
-    if not runs:
+    """An epoch of all runs, and its end."""
+    epochs = {}
+    for row, seat in enumerate(seats):
+        if seat.run and (epoch := seat.attempt(seat.run.plan, results)):
+            epochs[row] = epoch
+    active = [(row, seats[row], seats[row].run) for row in epochs]
+    if not active:
         return
-    epochs = {row: run.plan() for row, run in runs.items()}
     # With dense convolutions, what is not finite in a run reaches those that share them.
     mixing = form != "grouped"
-    kept = {row: copied(run.trainer.state_dict()) for row, run in runs.items() if mixing}
-    take_epoch(program, runs, epochs)
-    for row, run in runs.items():
-        if mixing and not run.finite:
+    kept = {row: copied(run.trainer.state_dict()) for row, _, run in active if run and mixing}
+
+    def launched(size: int, count: int) -> None:
+        for _, _, run in active:
+            if run:
+                run.count(size, count)
+        for _, seat, _ in active:
+            if seat.run:
+                seat.attempt(seat.run.stepped, results)
+
+    first = next(run.meter.step for _, _, run in active if run)
+    program.take_epoch(epochs, first, launched)
+    for row, seat, run in active:
+        if run and seat.run and mixing and not run.finite:
             # Alone it shows whose fault it was.
             run.restore(kept[row])
-            run.trainer.train_epoch(epochs[row], run.stepped)
-        if not seats[row].end_epoch(results) and mixing:
+            seat.attempt(partial(_plain_epoch, run), results)
+        _end_epoch(seat, results)
+        if run and mixing and not run.finite:
             run.restore(kept[row])  # the row rests, and must be finite
+
+
+def _end_epoch(seat: Seat, results: Results) -> None:
+    """End the epoch of a run, and the run after its last one."""
+    if run := seat.run:
+        seat.attempt(run.end_epoch, results)
+        if seat.run and run.ended:
+            results[seat.number] = seat.leave() or run.record

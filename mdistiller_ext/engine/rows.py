@@ -140,6 +140,25 @@ class Rows:
             yield from repeat((size, STEPS), together)
             yield from repeat((size, 1), alone)
 
+    def take_epoch(
+        self, epochs: dict[int, Epoch], first: int, launched: Callable[[int, int], None]
+    ) -> None:
+        """Take the steps of an epoch from `first` on; a row without an epoch rests.
+
+        Args:
+            epochs: by row, each with the same steps left.
+            launched: called after each launch with the images of a step and its steps.
+        """
+        self.start(first)
+        for row in range(len(self.rows)):
+            if row in epochs:
+                self.load(row, epochs[row])
+            else:
+                self._set_rate(row, 0.0)
+        for launch in self.launches(first):
+            self.launch(launch)
+            launched(*launch)
+
     def launch(self, launch: Launch) -> None:
         """Take the next steps of all rows, as a CUDA graph if `capture` has made one."""
         if self.graphs:
@@ -177,10 +196,6 @@ class Rows:
         if self.graphs:
             self.graphs.close()
             self.graphs = None
-
-    def rest(self, row: int) -> None:
-        """Let a row without a run keep its weights, which must be finite, as they are."""
-        self._set_rate(row, 0.0)
 
     def _state(self) -> list[Tensor]:
         """What a step changes, the meters apart."""

@@ -21,7 +21,7 @@ from ..seeding import epoch_generator, random_state, set_random_state
 from ..teacher import Weights
 from . import chain
 from .environment import changes
-from .evaluation import fidelity, numbers, performance, predict
+from .evaluation import fidelity, logits_of, numbers, performance, predict
 from .events import Events, Progress
 from .facts import data_facts, method_facts, session_facts, teacher_facts
 from .folder import LATEST, check_history, fitting, plain, save_state
@@ -220,6 +220,10 @@ class Run:
             self.filling = time.perf_counter() - asked  # no part of the pace
             share = 100 * (self.table.hits - before) / max(1, len(index))
             self.hits["teacher_table_hits"] = share
+        elif self.logits_teacher is not None and not self.alone:
+            # Beside other runs the step has no place for a teacher.
+            batches = self.train_set.batches(index, view, self.parts.test_batch)
+            teacher = logits_of(self.trainer.distiller.teacher, batches)
         self.progress.open(epoch)
         return Epoch(
             epoch,
@@ -232,6 +236,16 @@ class Run:
             self._uniforms(epoch),
             self._held_out(epoch),
         )
+
+    def count(self, size: int, steps: int) -> None:
+        """Count the steps of a launch, of `size` images each."""
+        for _ in range(steps):
+            self.meter.count(size)
+
+    def launched(self, size: int, steps: int) -> None:
+        """After a launch of this run alone."""
+        self.count(size, steps)
+        self.stepped()
 
     def stepped(self) -> None:
         """After each step, or each launch of some: show it, and heed a signal to stop."""
@@ -283,7 +297,8 @@ class Run:
     def finite(self) -> bool:
         """Whether the losses of the epoch so far and the weights are finite."""
         try:
-            self.meter.read()
+            if self.meter.step:
+                self.meter.read()
             self._check_weights()
         except RunError:
             return False

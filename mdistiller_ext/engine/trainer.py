@@ -64,6 +64,7 @@ class Trainer:
             )
         if solver.COMPILE and not features:
             CompiledStudent(self.distiller.student)
+        self.classes = parts.classes
         self.draws = self.distiller.draws(parts.classes) if parts.ours else 0
         self.held_every = self.distiller.held_every if parts.ours else 0
         # A method of the toolkit may change its teacher.
