@@ -24,9 +24,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .errors import RunError
+from .memory import check_memory
 
 CHUNK = 1 << 20
-LIMIT = 1 << 30  # bytes; no file, archive or checkpoint of this project comes near
+LIMIT = 1 << 30  # bytes of a download; nothing that this project downloads comes near
 FOLDER = 0x10  # such a member of a zip archive torch.load leaves as it finds the memory
 ADVICE = {
     errno.ENOSPC: "make room there",
@@ -103,15 +104,13 @@ def read(path: Path) -> bytes:
     """The content of a file.
 
     Raises:
-        RunError: it is missing, a device, a pipe or a folder, or larger than anything that this
-            project reads.
+        RunError: it is missing, a device, a pipe or a folder, or larger than the free memory.
     """
     try:
         size = path.stat().st_size
         if not path.is_file():
             raise RunError(f"{path}: cannot be read: it is no regular file")
-        if size > LIMIT:
-            raise RunError(f"{path}: holds {size:,} bytes, expected at most {LIMIT:,}")
+        check_memory(size, f"{path}: holds {size:,} bytes", "free some, or take a smaller file")
         return path.read_bytes()
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -123,10 +122,19 @@ def load(path: Path) -> Any:
     Raises:
         RunError: the file is missing, damaged, or holds anything else.
     """
-    file = io.BytesIO(read(path))
+    return parse(path, read(path))
+
+
+def parse(path: Path, raw: bytes) -> Any:
+    """What `load` gives of a file whose content was read already.
+
+    Raises:
+        RunError: it is damaged, or holds anything else than tensors and plain types.
+    """
+    file = io.BytesIO(raw)
     try:
         if zipfile.is_zipfile(file):  # PyTorch's format since 1.6; the one before has no checksums
-            _check_sums(file)
+            _check_sums(file, len(raw))
         file.seek(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -199,21 +207,24 @@ def download_folder(url: str, folder: str, into: Path, md5: str | None = None) -
     archive = into / url.rsplit("/", 1)[1]
     try:
         download(url, archive, md5)
-        extract(archive, folder, into)
+        extract(archive, folder, into, LIMIT)
     finally:
         with suppress(OSError):
             archive.unlink(missing_ok=True)
 
 
-def extract(archive: Path, folder: str, into: Path) -> None:
+def extract(archive: Path, folder: str, into: Path, room: int | None = None) -> None:
     """Unpack one top-level folder of a tar archive as `into / folder`, complete or not at all.
+
+    Args:
+        room: bytes that all members together may take; by default what is free on the disk.
 
     Raises:
         RunError: a member would land outside, is no file or folder, or declares more bytes than
-            any archive here has; or the archive is damaged or lacks the folder.
+            there is room; or the archive is damaged or lacks the folder.
     """
-    room = LIMIT
     try:
+        room = shutil.disk_usage(into).free if room is None else room
         with tempfile.TemporaryDirectory(
             dir=into, prefix=".extract-", ignore_cleanup_errors=True
         ) as temporary:
@@ -269,14 +280,14 @@ def _received(url: str, name: str) -> Iterator[bytes]:
         raise RunError(f"{url}: broke off after {received} of {size} bytes")
 
 
-def _check_sums(file: io.BytesIO) -> None:
+def _check_sums(file: io.BytesIO, size: int) -> None:
     """torch.load takes no notice of the checksums that torch.save has written."""
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             if member.external_attr & FOLDER:
                 raise ValueError(f"{member.filename} is a folder")
         declared = sum(member.file_size for member in archive.infolist())
-        if declared > len(file.getbuffer()):
+        if declared > size:
             raise ValueError(f"it declares {declared:,} bytes, more than it has")
         damaged = archive.testzip()
     if damaged:

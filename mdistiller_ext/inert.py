@@ -50,6 +50,21 @@ def weak_teacher(name: str, top1: float, classes: int) -> str:
     return f"the teacher {name} has {top1:.2f} % top-1 on the test set, chance has {chance:g} %"
 
 
+def below_claim(name: str, top1: float, claim: tuple[float, str] | None) -> str:
+    """A line on a network whose test top-1, in percent, is more than a point below what its file or
+    record claims, or "".
+
+    Args:
+        claim: (top-1 in percent, what says it), or None.
+    """
+    if claim is None or top1 >= claim[0] - 1:
+        return ""
+    return (
+        f"{name} has {top1:.2f} % top-1 here, {claim[1]} says {claim[0]:.2f} %: expected the "
+        f"images, DATASET.MEAN, .STD and side that it was trained with"
+    )
+
+
 def effect(cfg: CfgNode) -> dict[str, Any]:
     """What the numbers of a run come from, beside its seed: equal where two runs are the same.
 

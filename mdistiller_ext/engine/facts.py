@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..data import ImageSet, is_own
 from ..distillers import source
-from ..inert import weak_teacher
+from ..inert import below_claim, weak_teacher
 from ..sections import Parts
 from ..teacher import Weights, digest
 from ..toolkit.methods import toolkit_facts, toolkit_hash
@@ -76,8 +76,12 @@ def teacher_facts(
     measured = numbers(performance(logits, test_set.targets))
     name = weights.network or parts.networks.TEACHER
     print(f"teacher {name} from {weights.file}: test top-1 {measured['top1']:.2f} %")
-    if weak := weak_teacher(name, measured["top1"], parts.classes):
-        print(f"warning: {weak}")
+    for line in (
+        weak_teacher(name, measured["top1"], parts.classes),
+        below_claim(f"the teacher {name}", measured["top1"], weights.claim),
+    ):
+        if line:
+            print(f"warning: {line}")
     return {
         "name": name,
         "file": str(weights.file),

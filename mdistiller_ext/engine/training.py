@@ -239,7 +239,8 @@ def _teacher(cfg: CfgNode, shared: Shared) -> Weights:
         network = chain.link(cfg).DISTILLER.STUDENT
         return shared.once(load_weights(file)._replace(network=network))
     if node.TEACHER_CKPT == PRETRAINED:
-        state = pretrained(node.TEACHER, facts(cfg.DATASET).classes)
+        known = facts(cfg.DATASET)
+        state = pretrained(node.TEACHER, known.classes, known.side)
         return shared.once(Weights(state, Path(node.TEACHER), digest(state)))
     return shared.weights(teacher_file(cfg, shared.device, shared.world))
 

@@ -87,8 +87,7 @@ class ResNet(nn.Module):
         features = {"feats": feats, "preact_feats": preact_feats, "pooled_feat": pooled}
         return self.fc(pooled), features
 
-
-    def logits(self, x: Tensor, block: Callable[[ResidualBlock, Tensor], Tensor]) -> Tensor:
+    def logits(self, x: Tensor, block: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """The logits alone, with `block` in place of `activated`."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         for stage in (self.layer1, self.layer2, self.layer3):
@@ -97,7 +96,7 @@ class ResNet(nn.Module):
         return self.fc(x.mean(dim=(2, 3)))
 
 
-def activated(block: ResidualBlock, x: Tensor) -> Tensor:
+def activated(block: nn.Module, x: Tensor) -> Tensor:
     """A block with its closing ReLU."""
     return F.relu(block(x))
 

@@ -31,8 +31,10 @@ class TabledTeacher:
     def answering(self, image: Tensor, rows: Tensor) -> Iterator[None]:
         """Within it, images (B, 3, H, W) have these logits (B, C)."""
         self.image, self.rows = image, rows
-        yield
-        self.image = None
+        try:
+            yield
+        finally:
+            self.image = None
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Mapping[str, Any]]:
         if image is self.image:
@@ -67,12 +69,21 @@ class _Features(Mapping[str, Any]):
         return len(self._computed())
 
 
-def features_taken(distiller: nn.Module, batch: Batch) -> set[str]:
-    """Of which networks, "teacher" or "student", a method takes more than the logits of `batch`.
+def changed_tensor(before: Mapping[str, Tensor], network: nn.Module) -> str:
+    """The first tensor of a network that is not what it was, or ""."""
+    now = network.state_dict()
+    return next((k for k, v in before.items() if k not in now or not torch.equal(v, now[k])), "")
 
-    Found by a training step's forward of a copy.
+
+def features_taken(distiller: nn.Module, batch: Batch) -> tuple[set[str], str]:
+    """What a training step's forward, of a copy, does with the networks.
+
+    Returns:
+        Of which networks, "teacher" or "student", the method takes more than the logits of
+        `batch`; and the first tensor of the teacher that the step changes, or "".
     """
     trial: Any = copy.deepcopy(distiller).train()
+    before = copy.deepcopy(trial.teacher.state_dict())
     tabled, student = TabledTeacher(trial.teacher), trial.student
     asked: set[str] = set()
     live: Any = student.forward
@@ -93,4 +104,5 @@ def features_taken(distiller: nn.Module, batch: Batch) -> set[str]:
         student.forward = watched
         with tabled.answering(batch.image, logits):
             trial(image=batch.image, target=batch.target, index=batch.index, epoch=1)
-    return asked | ({"teacher"} if tabled.live_calls else set())
+    taken = asked | ({"teacher"} if tabled.live_calls else set())
+    return taken, changed_tensor(before, trial.teacher)
