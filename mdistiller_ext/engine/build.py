@@ -21,7 +21,7 @@ from ..errors import ConfigError, RunError, brief
 from ..files import default_cache
 from ..models import ResNet, activated, build_network, set_layout, shapes_of
 from ..sections import Networks, Solver
-from ..teacher import TeacherTable, Unwritable, Weights, changed_tensor, features_taken, load_into
+from ..teacher import TeacherTable, Unwritable, Weights, features_taken, load_into
 from ..toolkit.methods import FIXES, build_toolkit_distiller
 
 
@@ -110,24 +110,23 @@ def build_distiller(cfg: CfgNode, weights: Weights | None, data: ImageSet) -> Di
     return distiller
 
 
+def changed_tensor(before: dict[str, Tensor], network: nn.Module) -> str:
+    """The first tensor of a network that is not what it was, or ""."""
+    now = network.state_dict()
+    return next((k for k, v in before.items() if k not in now or not torch.equal(v, now[k])), "")
+
+
 def takes_features(distiller: Distiller, data: ImageSet) -> set[str]:
     """Of which networks the method takes features, tried on a few images.
 
     Raises:
-        ConfigError: a method of the toolkit cannot live with those of these networks, or one of
-            ours changes the teacher.
+        ConfigError: a method of the toolkit cannot live with those of these networks.
     """
     batch = _few(data)
     if isinstance(distiller, Distiller):
-        taken, changed = features_taken(distiller, batch)
-        if changed:
-            raise ConfigError(
-                f"DISTILLER.TYPE: a step of {distiller.TYPE} changes the teacher, as {changed}: "
-                f"leave it in evaluation mode, where batch norms stay as they are"
-            )
-        return taken
+        return features_taken(distiller, batch)
     with _fitting(distiller.TYPE, distiller.student, distiller.teacher, batch):
-        return features_taken(distiller, batch)[0]
+        return features_taken(distiller, batch)
 
 
 def lay_out(

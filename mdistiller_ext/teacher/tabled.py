@@ -69,21 +69,12 @@ class _Features(Mapping[str, Any]):
         return len(self._computed())
 
 
-def changed_tensor(before: Mapping[str, Tensor], network: nn.Module) -> str:
-    """The first tensor of a network that is not what it was, or ""."""
-    now = network.state_dict()
-    return next((k for k, v in before.items() if k not in now or not torch.equal(v, now[k])), "")
+def features_taken(distiller: nn.Module, batch: Batch) -> set[str]:
+    """Of which networks, "teacher" or "student", a method takes more than the logits of `batch`.
 
-
-def features_taken(distiller: nn.Module, batch: Batch) -> tuple[set[str], str]:
-    """What a training step's forward, of a copy, does with the networks.
-
-    Returns:
-        Of which networks, "teacher" or "student", the method takes more than the logits of
-        `batch`; and the first tensor of the teacher that the step changes, or "".
+    Found by a training step's forward of a copy.
     """
     trial: Any = copy.deepcopy(distiller).train()
-    before = copy.deepcopy(trial.teacher.state_dict())
     tabled, student = TabledTeacher(trial.teacher), trial.student
     asked: set[str] = set()
     live: Any = student.forward
@@ -104,5 +95,4 @@ def features_taken(distiller: nn.Module, batch: Batch) -> tuple[set[str], str]:
         student.forward = watched
         with tabled.answering(batch.image, logits):
             trial(image=batch.image, target=batch.target, index=batch.index, epoch=1)
-    taken = asked | ({"teacher"} if tabled.live_calls else set())
-    return taken, changed_tensor(before, trial.teacher)
+    return asked | ({"teacher"} if tabled.live_calls else set())

@@ -243,8 +243,9 @@ def _say(weights: Weights, entry: str, form: _Form, wrap: str) -> None:
     """One line on what was taken of a file, where it was not all or not as it is."""
     lines = []
     if weights.others:
-        others = ", ".join(key for key in (weights.entry, *weights.others) if key != entry)
-        lines.append(f"takes the entry {entry}, not {others}")
+        others = [f'"{key}"' for key in (weights.entry, *weights.others) if key != entry]
+        left = ", ".join(others)
+        lines.append(f'takes the entry "{entry}", not {left} (a file of that alone gives it)')
     if form.taken:
         lines.append(f"takes the prefix {form.taken} off its names")
     if wrap:
