@@ -84,9 +84,8 @@ def split(count):
 @pytest.fixture
 def mine(workdir, monkeypatch):
     """A module of networks; a data set of 130 images and 40 to test, of 8 x 8."""
-    (workdir / "mine.py").write_text(MINE)
+    (workdir / "own_nets.py").write_text(MINE)
     monkeypatch.syspath_prepend(str(workdir))
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
 
     splits = split(130), split(40)
 
@@ -94,8 +93,8 @@ def mine(workdir, monkeypatch):
     def load(settings):
         return [ImageSet.build(*part, [0.4] * 3, [0.3] * 3, 1, False) for part in splits]
 
-    yield importlib.import_module("mine")
-    del DATASETS["few"]
+    yield importlib.import_module("own_nets")
+    del DATASETS["few"], sys.modules["own_nets"]
 
 
 def config(*options):
@@ -110,17 +109,17 @@ FORMS = ["lenet", "parallel", "compiled", "student", "network", "model", "module
 @pytest.mark.parametrize("form", FORMS)
 def test_what_a_run_writes_is_read_again(mine, tool, form):
     """A student is trained and gone on with; then evaluated, and a teacher, from its files."""
-    words = ["DISTILLER.TYPE", "NONE", "DISTILLER.STUDENT", f"mine:{form}"]
+    words = ["DISTILLER.TYPE", "NONE", "DISTILLER.STUDENT", f"own_nets:{form}"]
     two = [*words, "SOLVER.EPOCHS", 2]
     _, whole = train(config(*two), "whole", CPU)
     train(config(*words), "run", CPU)
     record, folder = train(config(*two), "run", CPU, resume=True)
     assert same_weights(folder, whole)
     for file in ("student_last", "latest"):
-        words = "-m", f"mine:{form}", "-c", str(folder / file), "-d", "few", "--json"
+        words = "-m", f"own_nets:{form}", "-c", str(folder / file), "-d", "few", "--json"
         status, output, _ = tool("eval", *words)
         assert status == 0 and json.loads(output)["top1"] == record["last_epoch_top1"]
-    words = ["DISTILLER.TEACHER", f"mine:{form}", "DISTILLER.STUDENT", "mine:lenet"]
+    words = ["DISTILLER.TEACHER", f"own_nets:{form}", "DISTILLER.STUDENT", "own_nets:lenet"]
     words += ["DISTILLER.TYPE", "KD", "DISTILLER.TEACHER_CKPT", str(folder / "student_last")]
     taught, _ = train(config(*words), "taught", CPU)
     assert taught["teacher"]["test_top1"] == record["last_epoch_top1"]
@@ -141,7 +140,7 @@ def test_wrapped_networks_that_are_given_get_their_weights(mine):
 @pytest.mark.parametrize("table", ["auto", "off"])
 def test_frozen_and_unused_layers_and_views_look_ahead(mine, table):
     """A network that wants torch's own layout, some of whose weights have no gradient."""
-    words = ["DISTILLER.STUDENT", "mine:frozen", "DISTILLER.TEACHER", "mine:lenet"]
+    words = ["DISTILLER.STUDENT", "own_nets:frozen", "DISTILLER.TEACHER", "own_nets:lenet"]
     torch.save(mine.lenet(10).state_dict(), "teacher.pth")
     words += ["DISTILLER.TEACHER_CKPT", "teacher.pth", "DISTILLER.TYPE", "DKD_HYPERGRADIENT"]
     words += ["DKD_HYPERGRADIENT.EVERY", 1, "DATASET.HOLDOUT", 0.3, "DKD_HYPERGRADIENT.STEP", 0.1]
@@ -156,7 +155,7 @@ def test_each_network_is_laid_out_as_it_works(mine):
     words = ["DISTILLER.STUDENT", "resnet8", "DISTILLER.TYPE", "KD", "KD.LOSS.KD_WEIGHT", 0.0]
     words += ["DISTILLER.TEACHER_CKPT", "teacher.pth", "DISTILLER.TEACHER_TABLE", "off"]
     folders = []
-    for teacher in ("resnet8", "mine:lenet"):
+    for teacher in ("resnet8", "own_nets:lenet"):
         network = mine.lenet(10) if ":" in teacher else cifar_model_dict[teacher][0](num_classes=10)
         torch.save(network.state_dict(), "teacher.pth")
         _, folder = train(config(*words, "DISTILLER.TEACHER", teacher), teacher[:6], CPU)
@@ -184,7 +183,7 @@ def library(mine, monkeypatch):
 
 def pretrained(name):
     words = ["DISTILLER.TEACHER", f"timm:{name}", "DISTILLER.TEACHER_CKPT", "pretrained"]
-    return config(*words, "DISTILLER.STUDENT", "mine:lenet", "DISTILLER.TYPE", "KD")
+    return config(*words, "DISTILLER.STUDENT", "own_nets:lenet", "DISTILLER.TYPE", "KD")
 
 
 @pytest.mark.parametrize("name", ["lenet", "counting"])

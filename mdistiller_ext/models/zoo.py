@@ -176,10 +176,10 @@ def untouched(network: nn.Module) -> Iterator[None]:
     try:
         with torch.no_grad():
             yield
-            for name, buffer in network.named_buffers():
-                if name in kept:
-                    buffer.data = kept[name]
     finally:
+        for name, buffer in network.named_buffers():
+            if name in kept:
+                buffer.data = kept[name]
         for module, mode in modes.items():
             module.training = mode
 
