@@ -27,7 +27,7 @@ from .errors import RunError
 from .memory import check_memory
 
 CHUNK = 1 << 20
-LIMIT = 1 << 30  # bytes of a download; nothing that this project downloads comes near
+LIMIT = 1 << 30  # bytes; nothing that this project downloads comes near
 FOLDER = 0x10  # such a member of a zip archive torch.load leaves as it finds the memory
 ADVICE = {
     errno.ENOSPC: "make room there",
@@ -110,7 +110,8 @@ def read(path: Path) -> bytes:
         size = path.stat().st_size
         if not path.is_file():
             raise RunError(f"{path}: cannot be read: it is no regular file")
-        check_memory(size, f"{path}: holds {size:,} bytes", "free some, or take a smaller file")
+        if size > LIMIT:  # of a smaller one it need not be asked
+            check_memory(size, f"{path}: holds {size:,} bytes", "free some, or take a smaller file")
         return path.read_bytes()
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
