@@ -31,6 +31,24 @@ HOMES = [("LOG", "PREFIX"), ("DATASET", "ROOT")]
 HOMES += [("DISTILLER", key) for key in ("TEACHER_CKPT", "TEACHER_CFG", "TEACHER_TABLE_ROOT")]
 
 
+# Where things lie and how many are taken at once, not what they are: no number depends on it.
+PLACES = (
+    "EXPERIMENT.",
+    "LOG.",
+    "DATASET.ROOT",
+    "DATASET.NUM_WORKERS",
+    "DATASET.TEST.BATCH_SIZE",
+    "DISTILLER.TEACHER_CKPT",
+    "DISTILLER.TEACHER_CFG",
+    "DISTILLER.TEACHER_TABLE_ROOT",
+)
+
+
+def is_place(key: str) -> bool:
+    """Whether a key may change between a run and its continuation."""
+    return key.startswith(PLACES)
+
+
 def layout() -> Layout:
     """Every key of ours -> who declares it, by which name; also of what was registered."""
     nodes = {name: recipe.layout for name, recipe in RECIPES.items()}

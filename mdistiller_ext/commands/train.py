@@ -1,6 +1,6 @@
 """Train a student, or a teacher, as a config file says.
 
-%(prog)s --cfg configs/cifar100/dkd_lp.yaml [--resume] [KEY VALUE ...]
+%(prog)s --cfg configs/cifar100/dkd_lp.yaml [--resume | --fresh] [KEY VALUE ...]
 torchrun --nproc_per_node 2 -m mdistiller_ext train --cfg ...
 """
 
@@ -17,7 +17,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg", required=True, type=packaged.config, metavar="FILE", help="YAML file"
     )
-    parser.add_argument("--resume", action="store_true", help="go on where the same run stopped")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on where the same run stopped")
+    again.add_argument(
+        "--fresh", action="store_true", help="begin anew; the run there is kept as NAME,old1"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's")
 
@@ -42,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
         folder = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name)
         if args.resume and not folder.exists():
             print(f"{folder}: nothing to resume, so it starts with epoch 1")
-        record, folder = train(cfg, name, device, resume=args.resume, world=world)
+        record, folder = train(cfg, name, device, resume=args.resume, world=world, fresh=args.fresh)
     world.leave()
     if world.first:
         where = record.get("data", {}).get("evaluated_on", "the test set")

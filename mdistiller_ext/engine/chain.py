@@ -71,13 +71,27 @@ def assistant(cfg: CfgNode, device: torch.device) -> Path:
     return folder / "student_last"
 
 
+def folder(cfg: CfgNode) -> Path:
+    """Of the run that trains the last assistant."""
+    own = link(cfg)
+    return Path(own.LOG.PREFIX, own.EXPERIMENT.PROJECT, own.EXPERIMENT.NAME)
+
+
+def links(cfg: CfgNode) -> list[CfgNode]:
+    """The configs of the runs that train the assistants, in order."""
+    found: list[CfgNode] = []
+    while cfg.DISTILLER.ASSISTANTS:
+        cfg = link(cfg)
+        found.insert(0, cfg)
+    return found
+
+
 def facts(cfg: CfgNode) -> list[dict[str, Any]]:
     """For the record: the runs before this one, in order."""
     if not cfg.DISTILLER.ASSISTANTS:
         return []
     own = link(cfg)
-    folder = Path(own.LOG.PREFIX, own.EXPERIMENT.PROJECT, own.EXPERIMENT.NAME)
-    record = read_record(folder / "record.json")
+    record = read_record(folder(cfg) / "record.json")
     return [
         *record["chain"],
         {

@@ -125,7 +125,7 @@ class Run:
         before = state["environments"] if state else []
         session = {
             "first_epoch": len(self.history) + 1,
-            **session_facts(self.parts, self.shared, self.trainer, self.test_set),
+            **session_facts(self.parts, self.shared, self.trainer),
         }
         if before and (apart := changes(before[-1], session)):
             print(

@@ -23,7 +23,8 @@ from ..plugins import import_modules
 from ..sections import Parts
 from ..teacher import PRETRAINED, Weights, digest, fetch_weights, find_weights, load_weights
 from . import chain
-from .folder import default_name, earlier_state, finished_before
+from .folder import ANEW, default_name, earlier_state, finished_before, set_aside
+from .identity import other_inputs
 from .replicas import World
 from .run import Finished, Run
 from .shared import Shared
@@ -42,26 +43,29 @@ def train(
     world: World | None = None,
     weights: Weights | None = None,
     patience: float | None = None,
+    fresh: bool = False,
 ) -> tuple[dict[str, Any], Path]:
     """Train as a config says, in the folder LOG.PREFIX/EXPERIMENT.PROJECT/name.
 
     The processes of `world`, each of which calls this, share every batch. A teacher's `weights`
     that are not given are looked for. A folder that another process works in is waited for, at
-    most `patience` seconds, by default LOCK_WAIT.
+    most `patience` seconds, by default LOCK_WAIT. Of a run that is finished already its record is
+    returned, if config, teacher, images and code are those of this call. With `fresh` what the
+    folder holds is moved to NAME,old1 beside it, and a run begins.
 
     Returns:
         The record and the folder.
 
     Raises:
-        ConfigError: the folder holds a run already and `resume` is false, or that run's config or
-            teacher differs.
+        ConfigError: the folder holds a run already and `resume` is false, or that run's config,
+            teacher or images differ, or of a finished run the code of modules of one's own.
         RunError: another process works in the folder, data or weights are not to be had, or the
             loss became non-finite. What was saved stays as it is.
         Stopped: a signal came; the run is saved as it was after the step of the moment.
     """
     with StopSignals() as stop:
         lane = Lane(Shared(device, stop, world))
-        with opened(cfg, name, lane, resume, weights, patience) as run:
+        with opened(cfg, name, lane, resume, weights, patience, fresh) as run:
             for _ in run.advance():
                 pass
             return run.record, run.folder
@@ -156,6 +160,7 @@ def opened(
     resume: bool,
     weights: Weights | None = None,
     patience: float | None = None,
+    fresh: bool = False,
 ) -> Iterator[Run | Finished]:
     """A run, new or as it was left, while its folder is locked."""
     import_modules(cfg.EXPERIMENT.IMPORT)  # in a process that did not read the config
@@ -169,10 +174,15 @@ def opened(
                 lock = _locked(folder, LOCK_WAIT if patience is None else patience, shared.stop)
                 stack.callback(_leave, folder, lock)
                 discard_parts(folder)
+            if fresh:
+                set_aside(folder)
             record = finished_before(cfg, folder, resume)
             state = None if record else earlier_state(cfg, folder, resume)
+            before = record or state
+            if before and (apart := other_inputs(cfg, before, shared, weights)):
+                kind = "finished" if record else "stopped"
+                raise ConfigError(f"{folder} holds a {kind} run of {', '.join(apart)}: {ANEW}")
         if record := world.tell(record):
-            _check_teacher(cfg, folder, record)
             print(f"{folder}: finished already")
             yield Finished(record, folder)
             return
@@ -207,15 +217,6 @@ def _leave(folder: Path, lock: FileLock) -> None:
         if os.listdir(folder) == ["lock"]:
             shutil.rmtree(folder)
     lock.release()
-
-
-def _check_teacher(cfg: CfgNode, folder: Path, record: dict[str, Any]) -> None:
-    """Of a run that is finished: the teacher is the same one, if it is still there."""
-    node = cfg.DISTILLER
-    if record["teacher"] and not node.ASSISTANTS:
-        file = find_weights(node.TEACHER, identity(cfg.DATASET), checkpoint=node.TEACHER_CKPT)
-        if file:
-            _same_teacher(load_weights(file), record["teacher"]["sha256"], folder)
 
 
 def _same_teacher(weights: Weights, expected: str, folder: Path) -> None:
