@@ -16,6 +16,7 @@ from mdistiller_ext import distill
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.engine import train
 from mdistiller_ext.errors import ConfigError
+from mdistiller_ext.study.plan import read_study
 
 NETS = "import torch\ndef tiny(num_classes):\n    return torch.nn.Sequential(torch.nn.Flatten(), "
 NETS += "torch.nn.Linear(192, num_classes))\n"
@@ -121,6 +122,33 @@ def test_a_run_that_left_nothing_begins_again_by_the_same_command(nets, tool):
     assert json.loads(Path("output/distill/r/record.json").read_text())["status"] == "failed"
     status, output, error = tool("train", *words, "0.01")
     assert status == 0 and "epoch   1/1" in output, error
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_study_says_which_finished_runs_do_not_belong(nets, tool, change):
+    kind, changed, phrase = CHANGES[change]
+    tree = {"name": "s", "students": {"nets:tiny": "."}, "seeds": [0, 1]}
+    tree |= {"baseline": "KD", "alone": "alone", "options": {"EXPERIMENT.IMPORT": ["nets"]}}
+    tree["arms"] = {"KD": {"cfg": f"{kind}.yaml"}, "alone": {"cfg": "alone.yaml"}}
+    alone = yaml.safe_load(Path(f"{kind}.yaml").read_text())
+    alone["DISTILLER"] = {"TYPE": "NONE", "STUDENT": "nets:tiny"}
+    for file, content in (("alone.yaml", alone), ("s.yaml", tree)):
+        Path(file).write_text(yaml.safe_dump(content))
+    study = read_study(Path("s.yaml"), Path("output/studies"))
+    for job in study.jobs[:3]:
+        train(job.cfg, job.name, CPU)
+    words = ["s.yaml", "--device", "cpu", "--jobs", "1"]
+    assert "warning" not in tool("compare", "list", *words[:3])[1]
+    changed()
+    runs = [job.name for job in study.jobs[:3] if change != "a teacher" or job.arm == "KD"]
+    said = f"{', '.join(runs)}: made with "
+    status, output, _ = tool("compare", "list", *words[:3])
+    (line,) = [line for line in output.splitlines() if line.startswith("warning: ")]
+    assert status == 0 and line.startswith(f"warning: {said}") and phrase in line
+    status, output, error = tool("compare", "run", *words)
+    assert status == 1 and "finished already" not in output
+    assert error.startswith(f"compare.py: error: {said}") and len(error.splitlines()) == 1
+    assert not study.jobs[3].folder.exists()
 
 
 class Sharp(nn.Module):
