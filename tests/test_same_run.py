@@ -1,6 +1,7 @@
 """Which run a folder holds: one whose inputs are others is never handed out for it."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from mdistiller_ext import distill
 from mdistiller_ext.config import load_cfg
-from mdistiller_ext.engine import train
+from mdistiller_ext.engine import train, train_many
 from mdistiller_ext.errors import ConfigError
 from mdistiller_ext.study.plan import read_study
 
@@ -206,3 +207,68 @@ def test_each_call_of_distill_is_a_run_of_its_own(nets):
     assert run(name="one", taught_by=3, fresh=True).name == "one" and aside.is_dir()
     with pytest.raises(ConfigError, match="one holds a run already: continue it with resume=True"):
         run(name="one", taught_by=3, options=[*options, "SOLVER.LR", 0.1])
+
+
+WANDB = """import json
+ACTIVE = []  # as of wandb: without reinit="create_new" the run that goes on is returned
+
+class Run:
+    def __init__(self, **told):
+        self.told, self.done = told, False
+        self.write("init", told["id"])
+
+    def write(self, what, value):
+        with open("wandb.log", "a") as file:
+            file.write(json.dumps([self.told["id"], self.told["name"], what, value]) + "\\n")
+
+    def log(self, values, step):
+        assert not self.done, "Run is finished"
+        self.write("step", step)
+
+    def finish(self, exit_code=None):
+        self.done = True
+        ACTIVE.remove(self)
+        self.write("exit", exit_code)
+
+def init(reinit="default", **told):
+    run = ACTIVE[-1] if ACTIVE and reinit != "create_new" else Run(**told)
+    ACTIVE.append(run)
+    return run
+"""
+
+
+def test_each_folder_has_a_run_of_its_own_in_wandb(nets, monkeypatch):
+    Path("wandb.py").write_text(WANDB)
+    monkeypatch.syspath_prepend(str(nets))
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+
+    def cfg(*options):
+        options = ["LOG.WANDB", True, "SOLVER.BATCH_SIZE", 4, "SOLVER.EPOCHS", 2, *options]
+        return load_cfg("arrays.yaml", options)
+
+    def logged():
+        return [json.loads(line) for line in Path("wandb.log").read_text().splitlines()]
+
+    broken = cfg("SOLVER.LR", 1e30), "broken"
+    jobs = [(cfg("SOLVER.SEED", seed), f"r{seed}") for seed in range(2)]
+    train_many([*jobs, broken], CPU, together=2)
+    train(cfg("LOG.PREFIX", "other"), "r0", CPU)
+    train(cfg(), "r0", CPU, fresh=True)
+    with signal_at(2, 2):
+        train(cfg(), "s", CPU)
+    record, _ = train(cfg(), "s", CPU, resume=True)
+    lines = logged()
+    by_id = {}
+    for number, name, what, value in lines:
+        by_id.setdefault(number, []).append((name, what, value))
+    inits = [(name, value) for _, name, what, value in lines if what == "init"]
+    assert [name for name, _ in inits].count("r0") == 3 and len(by_id) == len(inits) - 1 == 6
+    for number, told in by_id.items():
+        (name,) = {name for name, *_ in told}
+        steps = [value for _, what, value in told if what == "step"]
+        status = [value for _, what, value in told if what == "exit"]
+        assert steps == ([] if name == "broken" else [1, 2]), name
+        expected = {"broken": [1], "s": [128 + signal.SIGTERM, 0]}
+        assert status == expected.get(name, [0]), name
+        assert (number == record["environments"][0]["wandb"]) == (name == "s")
+    sys.modules.pop("wandb")
