@@ -1,6 +1,7 @@
 """Which run a folder holds: one whose inputs are others is never handed out for it."""
 
 import json
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -150,6 +151,41 @@ def test_a_study_says_which_finished_runs_do_not_belong(nets, tool, change):
     assert status == 1 and "finished already" not in output
     assert error.startswith(f"compare.py: error: {said}") and len(error.splitlines()) == 1
     assert not study.jobs[3].folder.exists()
+
+
+def test_a_chain_is_the_same_run_wherever_it_is_asked_for(nets, tool, monkeypatch):
+    """Its link, of another network, is found too; teacher and link lie beside the config."""
+    Path("nets.py").write_text(
+        f"{NETS}def small(num_classes):\n    return torch.nn.Sequential("
+        "tiny(7), torch.nn.Linear(7, num_classes))\n"
+    )
+    tree = yaml.safe_load(Path("arrays.yaml").read_text())
+    link = tree | {"KD": {"TEMPERATURE": 2}}
+    link["DISTILLER"] = tree["DISTILLER"] | {"STUDENT": "nets:small"}
+    tree["DISTILLER"] |= {"TEACHER_CKPT": "t.pth", "ASSISTANTS": ["link.yaml"]}
+    for name, content in (("chain", tree), ("link", link)):
+        Path("arrays", f"{name}.yaml").write_text(yaml.safe_dump(content))
+    words = ["--cfg", "arrays/chain.yaml", "--device", "cpu"]
+    status, output, error = tool("train", *words)
+    assert status == 0, error
+    folders = sorted(Path("output/distill").iterdir())
+    Path("elsewhere").mkdir()
+    shutil.copy("d.npz", "elsewhere")  # the same images
+    monkeypatch.chdir("elsewhere")
+    words = ["--cfg", "../arrays/chain.yaml", "--device", "cpu", "LOG.PREFIX", "../output"]
+    words += ["DATASET.TEST.BATCH_SIZE", "7", "DISTILLER.TEACHER_TABLE_ROOT", "tables"]
+    words += ["DATASET.ROOT", "../d.npz"]
+    assert "r: finished already" in tool("train", *words, "--resume")[1]
+    status, output, error = tool("train", *words, "EXPERIMENT.NAME", "s")
+    assert status == 0 and "finished already" in output and "epoch   1/1" in output, error
+    assert sorted(Path("../output/distill").iterdir()) == sorted(
+        Path("..", folder) for folder in [*folders, Path("output/distill/s")]
+    )
+    status, output, error = tool("teacher_table", *words)
+    assert status == 0 and "360 of 360 views" in output, error
+    Path("../arrays/link.yaml").write_text(yaml.safe_dump(link | {"KD": {"TEMPERATURE": 3}}))
+    status, _, error = tool("train", *words, "--resume")
+    assert status == 2 and "another assistant nets:small (KD.TEMPERATURE 2 -> 3)" in error
 
 
 class Sharp(nn.Module):

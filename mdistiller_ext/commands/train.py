@@ -9,6 +9,7 @@ import os
 from contextlib import nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from .. import packaged
 
@@ -31,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
 
     from ..config import load_cfg, shown
     from ..data import facts
-    from ..engine import World, default_name, pick_device, resumed_name, train
+    from ..engine import World, default_name, former_name, pick_device, train
 
     cfg = load_cfg(args.cfg, args.opts)
     if "OMP_NUM_THREADS" not in os.environ and facts(cfg.DATASET).side < 16:
@@ -42,11 +43,13 @@ def main(args: argparse.Namespace) -> None:
     # One process speaks for all.
     with nullcontext() if world.first else redirect_stdout(StringIO()):
         print(f"{shown(cfg).dump()}device: {device}, processes: {world.size}", flush=True)
-        name = (resumed_name if args.resume else default_name)(cfg, args.opts)
-        folder = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name)
+        name = default_name(cfg, args.opts)
+        former = former_name(cfg, name) if args.resume else ""
+        folder = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, former or name)
         if args.resume and not folder.exists():
             print(f"{folder}: nothing to resume, so it starts with epoch 1")
-        record, folder = train(cfg, name, device, resume=args.resume, world=world, fresh=args.fresh)
+        again: dict[str, Any] = {"resume": args.resume, "fresh": args.fresh, "former": former}
+        record, folder = train(cfg, name, device, world=world, **again)
     world.leave()
     if world.first:
         where = record.get("data", {}).get("evaluated_on", "the test set")

@@ -75,7 +75,7 @@ def default_name(cfg: CfgNode, options: Sequence[str] = ()) -> str:
             parts.append(f"{last if short[last] == 1 else key}={value}")
     if node.TEACHER_CKPT and not alone:
         file = find_weights(node.TEACHER, cfg.DATASET.TYPE, node.TEACHER_CKPT)
-        parts.append(f"TEACHER_CKPT={_digest(read(file)) if file else node.TEACHER_CKPT}")
+        parts.append(f"TEACHER_CKPT={content_digest(file) if file else node.TEACHER_CKPT}")
     name = re.sub(r"[^\w.,=+-]+", "_", ",".join([*parts, f"seed{cfg.SOLVER.SEED}"]))
     content = name.encode()
     if len(content) <= LONGEST:
@@ -83,15 +83,16 @@ def default_name(cfg: CfgNode, options: Sequence[str] = ()) -> str:
     return f"{_digest(content)},{content[9 - LONGEST :].decode(errors='ignore')}"
 
 
-def resumed_name(cfg: CfgNode, options: Sequence[str] = ()) -> str:
-    """`default_name`, or that of the run there is of another number of epochs.
+def former_name(cfg: CfgNode, name: str) -> str:
+    """The name of the run that there is of another number of epochs, where there is none of this
+    name, or "".
 
     Raises:
         ConfigError: there are several.
     """
-    name, home = default_name(cfg, options), Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT)
+    home = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT)
     if (home / name).exists() or not home.is_dir():
-        return name
+        return ""
     bare = re.sub(_EPOCHS, "", name)
     others = [file.name for file in home.iterdir() if re.sub(_EPOCHS, "", file.name) == bare]
     if len(others) > 1:
@@ -99,7 +100,7 @@ def resumed_name(cfg: CfgNode, options: Sequence[str] = ()) -> str:
             f"--resume: {home} has no {name}, but {', '.join(sorted(others))}: name one of them "
             f"with EXPERIMENT.NAME"
         )
-    return others[0] if others else name
+    return others[0] if others else ""
 
 
 def finished_before(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | None:
@@ -272,6 +273,15 @@ def _way_out(folder: Path) -> str:
         return f"there is no state before it: remove {folder} to start anew"
     command = shlex.join(["mv", str(previous), str(latest)])
     return f"{previous} holds the state after epoch {epoch}: {command} and --resume go on from it"
+
+
+def content_digest(file: Path) -> str:
+    """The first eight digits of the sha256 of a file.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    return _digest(read(file))
 
 
 def _digest(content: bytes) -> str:

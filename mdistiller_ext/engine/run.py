@@ -76,10 +76,11 @@ class Run:
         self.logits_teacher = self._answers(weights) if weights else None
         self.teacher_sha256 = weights.sha256 if weights else None
         self.record: dict[str, Any] = {}
+        self.sessions = self._sessions(state)
         self.facts = {
             "name": folder.name,
             "seed": self.solver.SEED,
-            "environments": self._sessions(state),
+            "environments": self.sessions,
             "method": method_facts(parts),
             # Read here, so that the logits are there for other runs' streams, too.
             "teacher": teacher_facts(parts, weights, self.logits_teacher, self.test_set),
@@ -147,7 +148,7 @@ class Run:
         events = None
         if self.world.first:
             folder = self.folder / "train.events"
-            wandb_id = self.facts["environments"][-1].get("wandb")
+            wandb_id = self.sessions[-1].get("wandb")
             events = Events(folder, self.folder.name, self.parts.cfg, self.history, wandb_id)
         progress = Progress(self.meter.steps, epochs, first, self.alone and self.world.first)
         progress.test = "held out" if self.parts.dataset.HOLDOUT else "test"

@@ -44,6 +44,7 @@ def train(
     weights: Weights | None = None,
     patience: float | None = None,
     fresh: bool = False,
+    former: str = "",
 ) -> tuple[dict[str, Any], Path]:
     """Train as a config says, in the folder LOG.PREFIX/EXPERIMENT.PROJECT/name.
 
@@ -51,7 +52,8 @@ def train(
     that are not given are looked for. A folder that another process works in is waited for, at
     most `patience` seconds, by default LOCK_WAIT. Of a run that is finished already its record is
     returned, if config, teacher, images and code are those of this call. With `fresh` what the
-    folder holds is moved to NAME,old1 beside it, and a run begins.
+    folder holds is moved to NAME,old1 beside it, and a run begins. A `former` name is that of the
+    folder of a run that goes on and is called `name` from now on.
 
     Returns:
         The record and the folder.
@@ -65,7 +67,7 @@ def train(
     """
     with StopSignals() as stop:
         lane = Lane(Shared(device, stop, world))
-        with opened(cfg, name, lane, resume, weights, patience, fresh) as run:
+        with opened(cfg, name, lane, resume, weights, patience, fresh, former) as run:
             for _ in run.advance():
                 pass
             return run.record, run.folder
@@ -161,10 +163,12 @@ def opened(
     weights: Weights | None = None,
     patience: float | None = None,
     fresh: bool = False,
+    former: str = "",
 ) -> Iterator[Run | Finished]:
     """A run, new or as it was left, while its folder is locked."""
     import_modules(cfg.EXPERIMENT.IMPORT)  # in a process that did not read the config
-    folder, shared = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), lane.shared
+    home, shared = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT), lane.shared
+    folder = home / (former or name)
     world = shared.world
     with ExitStack() as stack:
         state = record = None
@@ -182,16 +186,29 @@ def opened(
             if before and (apart := other_inputs(cfg, before, shared, weights)):
                 kind = "finished" if record else "stopped"
                 raise ConfigError(f"{folder} holds a {kind} run of {', '.join(apart)}: {ANEW}")
+            if former and not record:
+                with writing(home / name):
+                    folder.rename(home / name)
+        if former and not world.tell(record):
+            folder = home / name
         if record := world.tell(record):
             print(f"{folder}: finished already")
             yield Finished(record, folder)
             return
-        weights = None if cfg.DISTILLER.TYPE == "NONE" else weights or _teacher(cfg, shared)
-        if world.tell(state is not None) and not world.first:
-            state = load(folder / "latest")
-        if state and weights:
-            _same_teacher(weights, state["teacher_sha256"], folder)
-        yield Run(Parts.read(cfg), folder, lane, weights, state)
+        try:
+            weights = None if cfg.DISTILLER.TYPE == "NONE" else weights or _teacher(cfg, shared)
+            if world.tell(state is not None) and not world.first:
+                state = load(folder / "latest")
+            if state and weights:
+                _same_teacher(weights, state["teacher_sha256"], folder)
+            run = Run(Parts.read(cfg), folder, lane, weights, state)
+        except BaseException:
+            if former and world.first:  # it does not go on
+                folder.rename(home / former)
+            raise
+        if former:
+            print(f"{home / former}: is called {name} from now on")
+        yield run
 
 
 def _locked(folder: Path, patience: float, stop: StopSignals) -> FileLock:
