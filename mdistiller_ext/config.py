@@ -33,13 +33,12 @@ HOMES += [("DISTILLER", key) for key in ("TEACHER_CKPT", "TEACHER_CFG", "TEACHER
 
 FILES = [f"DISTILLER.{key}" for key in ("TEACHER_CKPT", "TEACHER_CFG", "ASSISTANTS")]
 YAML = (".yaml", ".yml")
-# Where things lie and how many are taken at once, not what they are: no number depends on it.
+# Where things lie, not what they are.
 PLACES = (
     "EXPERIMENT.",
     "LOG.",
     "DATASET.ROOT",
     "DATASET.NUM_WORKERS",
-    "DATASET.TEST.BATCH_SIZE",
     "DISTILLER.TEACHER_CKPT",
     "DISTILLER.TEACHER_CFG",
     "DISTILLER.TEACHER_TABLE_ROOT",
@@ -47,8 +46,8 @@ PLACES = (
 
 
 def is_place(key: str) -> bool:
-    """Whether a key may change between a run and its continuation."""
-    return key.startswith(PLACES)
+    """Whether a key may change between a run and its continuation: no number depends on it."""
+    return key.startswith((*PLACES, "DATASET.TEST.BATCH_SIZE"))
 
 
 def layout() -> Layout:

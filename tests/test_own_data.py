@@ -355,7 +355,7 @@ def test_other_images_under_the_same_name_are_another_run(workdir):
     assert other["environments"][0]["data"] != record["environments"][0]["data"]
 
 
-def test_a_teacher_that_is_trained_first_is_of_these_images(workdir):
+def test_a_teacher_that_is_trained_first_is_of_these_images(workdir, capsys):
     root = pictures(workdir / "d", count=8, side=8)
     place = ["DATASET.TYPE", "folder", "DATASET.ROOT", str(root), "DATASET.SIDE", "8"]
     tree = {"DATASET": {"TYPE": "folder"}, "DISTILLER": {"STUDENT": "resnet8"}}
@@ -371,6 +371,11 @@ def test_a_teacher_that_is_trained_first_is_of_these_images(workdir):
     file = Path("checkpoints", identity(cfg.DATASET), "resnet8.pth")
     assert record["teacher"]["file"] == str(file) and file.exists()
     assert identity(cfg.DATASET).startswith("folder_")
+    train(cfg, "s", CPU)
+    assert "was trained on other images" not in capsys.readouterr().out
+    Image.new("RGB", (8, 8), "white").save(root / "train/cat/0.png")
+    train(cfg, "t", CPU)
+    assert f"warning: {file}: this teacher was trained on other images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
 from ..config import load_cfg
-from ..data import facts, identity
+from ..data import facts, identity, is_own
 from ..errors import ConfigError, RunError
 from ..files import discard_parts, load, write_atomically, writing
 from ..models import pretrained
@@ -25,6 +25,7 @@ from ..teacher import PRETRAINED, Weights, digest, fetch_weights, find_weights, 
 from . import chain
 from .folder import ANEW, default_name, earlier_state, finished_before, set_aside
 from .identity import other_inputs
+from .record import read_record
 from .replicas import World
 from .run import Finished, Run
 from .shared import Shared
@@ -259,7 +260,22 @@ def _teacher(cfg: CfgNode, shared: Shared) -> Weights:
     if node.TEACHER_CKPT == PRETRAINED:
         state = pretrained(node.TEACHER, facts(cfg.DATASET).classes)
         return shared.once(Weights(state, Path(node.TEACHER), digest(state)))
-    return shared.weights(teacher_file(cfg, shared.device, shared.world))
+    file = teacher_file(cfg, shared.device, shared.world)
+    if line := _of_other_images(cfg, file, shared):
+        print(f"warning: {line}")
+    return shared.weights(file)
+
+
+def _of_other_images(cfg: CfgNode, file: Path, shared: Shared) -> str:
+    """A line on a teacher that was trained here on images that have changed since, or ""."""
+    kept, node = file.with_suffix(".json"), cfg.DATASET
+    # Neither is the teacher's, and with either the images are others than it was told.
+    if node.HOLDOUT or node.PADDING >= 0 or not (is_own(node.TYPE) and kept.exists()):
+        return ""
+    before = read_record(kept)["environments"][-1].get("data")
+    if before in (None, shared.fingerprint(node)):
+        return ""
+    return f"{file}: this teacher was trained on other images or labels: remove it to train it anew"
 
 
 def teacher_file(cfg: CfgNode, device: torch.device, world: World) -> Path:
