@@ -44,7 +44,8 @@ def main(args: argparse.Namespace) -> None:
     with nullcontext() if world.first else redirect_stdout(StringIO()):
         print(f"{shown(cfg).dump()}device: {device}, processes: {world.size}", flush=True)
         name = default_name(cfg, args.opts)
-        former = former_name(cfg, name) if args.resume else ""
+        # Asked once: the first process renames it.
+        former = world.tell(former_name(cfg, name) if args.resume and world.first else "")
         folder = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, former or name)
         if args.resume and not folder.exists():
             print(f"{folder}: nothing to resume, so it starts with epoch 1")

@@ -69,7 +69,7 @@ class Events:
     def _write(self, **content: Any) -> None:
         self.writer.write(Event(wall_time=time.time(), **content).SerializeToString())
 
-    def close(self, status: int) -> None:
+    def close(self, status: int = 0) -> None:
         """End them, with the exit status of a command: 0 for a run that is finished."""
         with suppress(OSError):  # every epoch was flushed
             self.writer.close()
