@@ -9,11 +9,13 @@ import shutil
 import tarfile
 import tempfile
 import textwrap
+import tokenize
 import urllib.request
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -329,12 +331,47 @@ def default_cache() -> Path:
     return Path(own).expanduser() if own else Path(users) / "mdistiller_ext" / "teacher_tables"
 
 
-def code_hash(root: Path, but: str = "") -> str:
-    """sha256 over the names and contents of all Python files under `root`, those in `but` apart."""
+def code_hash(root: Path, but: Collection[str] = ()) -> str:
+    """sha256 over the names and the code of all Python files under `root`, as `file_hash` has it.
+
+    Args:
+        but: folders of `root` that are left out.
+    """
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         name = file.relative_to(root)
-        if name.parts[0] != but:
-            content = hashlib.sha256(file.read_bytes()).hexdigest()
-            digest.update(f"{name.as_posix()} {content}\n".encode())
+        if name.parts[0] not in but:
+            digest.update(f"{name.as_posix()} {file_hash(file)}\n".encode())
     return digest.hexdigest()
+
+
+def file_hash(file: Path) -> str:
+    """sha256 of a Python file's code: comments, blank lines and spaces at a line's end apart."""
+    stat = file.stat()
+    return _file_hash(file, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1 << 12)  # a study asks for each of its runs
+def _file_hash(file: Path, mtime_ns: int, size: int) -> str:
+    content = file.read_bytes()
+    with suppress(SyntaxError, tokenize.TokenError, ValueError):  # no Python, as it seems
+        content = bare_code(content.decode()).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def bare_code(text: str) -> str:
+    """Python code without comments, blank lines and spaces at the ends of lines.
+
+    Raises:
+        SyntaxError, tokenize.TokenError: it is none.
+    """
+    text = text.replace("\r\n", "\n")
+    lines, inside = text.split("\n"), set[int]()  # that end within a string, where spaces count
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        (row, column), (end, _) = token.start, token.end
+        if token.type == tokenize.COMMENT:
+            lines[row - 1] = lines[row - 1][:column]
+        elif end > row and token.type not in (tokenize.NEWLINE, tokenize.NL):
+            inside |= set(range(row - 1, end - 1))
+    kept = (line if n in inside else line.rstrip() for n, line in enumerate(lines))
+    return "\n".join(line for n, line in enumerate(kept) if line or n in inside)

@@ -5,8 +5,8 @@ from typing import Any
 from torch import nn
 from yacs.config import CfgNode
 
-from .config import shown
-from .data import facts
+from .config import is_place, shown
+from .data import facts, identity
 from .distillers import RECIPES, Composition, distiller_dict, source
 from .policies import RunFacts
 from .policies.lp import pruned_count
@@ -71,10 +71,12 @@ def effect(cfg: CfgNode) -> dict[str, Any]:
     Names and what never acts are not in it; EAT with a single stage, say, gives what DKD gives.
     """
     node, solver = cfg.DISTILLER, cfg.SOLVER
-    found = {k: v for k, v in leaves(shown(cfg)) if not k.startswith(("EXPERIMENT.", "LOG."))}
+    found = {k: v for k, v in leaves(shown(cfg)) if not is_place(k)}
+    found["DATASET.TYPE"] = identity(cfg.DATASET)
+    found["DISTILLER.TEACHER_CKPT"] = node.TEACHER_CKPT
     found["DISTILLER.SOURCE"] = source(node)
     found["SOLVER.LR_DECAY_STAGES"] = [s for s in solver.LR_DECAY_STAGES if s < solver.EPOCHS]
-    del found["SOLVER.SEED"], found["DATASET.NUM_WORKERS"]
+    del found["SOLVER.SEED"]
     if node.TYPE == "NONE":
         return {k: v for k, v in found.items() if not k.startswith("DISTILLER.TEACHER")}
     if composed := _composition(cfg):

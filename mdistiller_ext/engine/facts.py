@@ -4,14 +4,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data import ImageSet, is_own
+from ..data import ImageSet
 from ..distillers import source
 from ..inert import below_claim, weak_teacher
 from ..sections import Parts
-from ..teacher import Weights, digest
-from ..toolkit.methods import toolkit_facts, toolkit_hash
-from .environment import environment, imported
+from ..teacher import Weights
+from ..toolkit.methods import toolkit_facts
+from .environment import environment
 from .evaluation import numbers, performance
+from .identity import inputs
 from .shared import Shared
 from .trainer import Trainer
 
@@ -26,9 +27,7 @@ def method_facts(parts: Parts) -> dict[str, Any]:
     return facts
 
 
-def session_facts(
-    parts: Parts, shared: Shared, trainer: Trainer, test_set: ImageSet
-) -> dict[str, Any]:
+def session_facts(parts: Parts, shared: Shared, trainer: Trainer) -> dict[str, Any]:
     """The machine, the code and the processes that a record names each time that a run goes on."""
     return {
         **environment(shared.device),
@@ -36,17 +35,8 @@ def session_facts(
         "together": shared.together,
         "cuda_graph": trainer.captured is not None and shared.device.type == "cuda",
         "stack": parts.solver.STACK if trainer.stacked else "none",
-        "toolkit": None if parts.ours else toolkit_hash(),
-        "imported": imported(parts.cfg),
-        "data": _fingerprint(trainer.data, test_set) if is_own(parts.dataset.TYPE) else None,
+        **inputs(parts.cfg, shared),
     }
-
-
-def _fingerprint(*sets: ImageSet) -> str:
-    """sha256 of one's own images and labels; a name says which the others are."""
-    wholes = [data.whole or data for data in sets]
-    tensors = [tensor for data in wholes for tensor in (data.padded, data.targets)]
-    return digest({str(number): tensor for number, tensor in enumerate(tensors)})
 
 
 def data_facts(parts: Parts, train_set: ImageSet, test_set: ImageSet) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable, Generator
@@ -75,10 +76,11 @@ class Run:
         self.logits_teacher = self._answers(weights) if weights else None
         self.teacher_sha256 = weights.sha256 if weights else None
         self.record: dict[str, Any] = {}
+        self.sessions = self._sessions(state)
         self.facts = {
             "name": folder.name,
             "seed": self.solver.SEED,
-            "environments": self._sessions(state),
+            "environments": self.sessions,
             "method": method_facts(parts),
             # Read here, so that the logits are there for other runs' streams, too.
             "teacher": teacher_facts(parts, weights, self.logits_teacher, self.test_set),
@@ -125,8 +127,11 @@ class Run:
         before = state["environments"] if state else []
         session = {
             "first_epoch": len(self.history) + 1,
-            **session_facts(self.parts, self.shared, self.trainer, self.test_set),
+            **session_facts(self.parts, self.shared, self.trainer),
         }
+        if self.parts.log.WANDB:
+            earlier = (found for s in before if (found := s.get("wandb")))
+            session["wandb"] = next(earlier, secrets.token_hex(8))
         if before and (apart := changes(before[-1], session)):
             print(
                 f"{self.folder}: goes on under other conditions, so that a study leaves it out: "
@@ -143,10 +148,12 @@ class Run:
         events = None
         if self.world.first:
             folder = self.folder / "train.events"
-            events = Events(folder, self.folder.name, self.parts.cfg, self.history)
+            wandb_id = self.sessions[-1].get("wandb")
+            events = Events(folder, self.folder.name, self.parts.cfg, self.history, wandb_id)
         progress = Progress(self.meter.steps, epochs, first, self.alone and self.world.first)
         progress.test = "held out" if self.parts.dataset.HOLDOUT else "test"
         self._write_record("running")
+        status = 1
         try:
             for epoch in range(first, epochs + 1):
                 self.history.append((yield from self._epoch(epoch, progress)))
@@ -162,8 +169,10 @@ class Run:
                     self.stop.check()
             self.writer.wait()
             self._write_record("finished")
+            status = 0
         except BaseException as error:
             stopped, step = isinstance(error, (KeyboardInterrupt, GeneratorExit)), 0
+            status = 128 + getattr(error, "signum", signal.SIGINT) if stopped else 1
             with suppress(RunError):  # a full disk must not hide what happened first
                 try:
                     self.writer.wait()
@@ -186,7 +195,7 @@ class Run:
         finally:
             self.trainer.leave()
             if events:
-                events.close()
+                events.close(status)
 
     def _epoch(self, epoch: int, progress: Progress) -> Generator[None, None, dict[str, float]]:
         solver, planned = self.solver, self._planned(epoch)
