@@ -31,6 +31,25 @@ HOMES = [("LOG", "PREFIX"), ("DATASET", "ROOT")]
 HOMES += [("DISTILLER", key) for key in ("TEACHER_CKPT", "TEACHER_CFG", "TEACHER_TABLE_ROOT")]
 
 
+FILES = [f"DISTILLER.{key}" for key in ("TEACHER_CKPT", "TEACHER_CFG", "ASSISTANTS")]
+YAML = (".yaml", ".yml")
+# Where things lie, not what they are.
+PLACES = (
+    "EXPERIMENT.",
+    "LOG.",
+    "DATASET.ROOT",
+    "DATASET.NUM_WORKERS",
+    "DISTILLER.TEACHER_CKPT",
+    "DISTILLER.TEACHER_CFG",
+    "DISTILLER.TEACHER_TABLE_ROOT",
+)
+
+
+def is_place(key: str) -> bool:
+    """Whether a key may change between a run and its continuation: no number depends on it."""
+    return key.startswith((*PLACES, "DATASET.TEST.BATCH_SIZE"))
+
+
 def layout() -> Layout:
     """Every key of ours -> who declares it, by which name; also of what was registered."""
     nodes = {name: recipe.layout for name, recipe in RECIPES.items()}
@@ -82,8 +101,9 @@ def load_cfg(
 ) -> CN:
     """A checked, frozen config: the defaults, then a YAML file if any, then `KEY VALUE` pairs.
 
-    Of pairs with the same key the last one counts. DISTILLER.TEACHER_CFG is relative to the YAML
-    file's folder.
+    Of pairs with the same key the last one counts. A relative path of TEACHER_CKPT, TEACHER_CFG or
+    ASSISTANTS is looked for where it was written, beside the YAML file or for an option in the
+    working folder, then in the other of the two; found in neither, it is the working folder's.
 
     Args:
         shared: what several configs are given, between the file and the options. Keys of methods
@@ -116,15 +136,22 @@ def load_cfg(
         raise ConfigError("\n".join(faults.values()))
     for section, key in HOMES:
         cfg[section][key] = os.path.expandvars(os.path.expanduser(cfg[section][key]))
-    if file and cfg.DISTILLER.TEACHER_CFG:
-        cfg.DISTILLER.TEACHER_CFG = str(Path(file).parent / cfg.DISTILLER.TEACHER_CFG)
-    if file:
-        cfg.DISTILLER.ASSISTANTS = [
-            str(Path(file).parent / name) if name.endswith((".yaml", ".yml")) else name
-            for name in cfg.DISTILLER.ASSISTANTS
-        ]
+    folders = [Path(), Path(file).parent] if file else [Path()]
+    for key in FILES:
+        written = key in values and key not in {**shared, **over}
+        node, name = cfg.DISTILLER, key.split(".")[1]
+        node[name] = located(node[name], folders[::-1] if written else folders)
     cfg.freeze()
     return cfg
+
+
+def located(value: Any, folders: Sequence[Path]) -> Any:
+    """A path, or each YAML file of a list of names, in the first of these folders that has it."""
+    if isinstance(value, list):
+        files = {name: located(name, folders) for name in value if str(name).endswith(YAML)}
+        return [files.get(name, name) for name in value]
+    places = (folder / str(value) for folder in folders)
+    return next((str(place) for place in places if value and place.is_file()), value)
 
 
 def as_pairs(options: Sequence[Any]) -> dict[str, Any]:

@@ -9,11 +9,13 @@ import shutil
 import tarfile
 import tempfile
 import textwrap
+import tokenize
 import urllib.request
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,9 +26,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .errors import RunError
+from .memory import check_memory
 
 CHUNK = 1 << 20
-LIMIT = 1 << 30  # bytes; no file, archive or checkpoint of this project comes near
+LIMIT = 1 << 30  # bytes; nothing that this project downloads comes near
 FOLDER = 0x10  # such a member of a zip archive torch.load leaves as it finds the memory
 ADVICE = {
     errno.ENOSPC: "make room there",
@@ -103,15 +106,14 @@ def read(path: Path) -> bytes:
     """The content of a file.
 
     Raises:
-        RunError: it is missing, a device, a pipe or a folder, or larger than anything that this
-            project reads.
+        RunError: it is missing, a device, a pipe or a folder, or larger than the free memory.
     """
     try:
         size = path.stat().st_size
         if not path.is_file():
             raise RunError(f"{path}: cannot be read: it is no regular file")
-        if size > LIMIT:
-            raise RunError(f"{path}: holds {size:,} bytes, expected at most {LIMIT:,}")
+        if size > LIMIT:  # of a smaller one it need not be asked
+            check_memory(size, f"{path}: holds {size:,} bytes", "free some, or take a smaller file")
         return path.read_bytes()
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -123,10 +125,19 @@ def load(path: Path) -> Any:
     Raises:
         RunError: the file is missing, damaged, or holds anything else.
     """
-    file = io.BytesIO(read(path))
+    return parse(path, read(path))
+
+
+def parse(path: Path, raw: bytes) -> Any:
+    """What `load` gives of a file whose content was read already.
+
+    Raises:
+        RunError: it is damaged, or holds anything else than tensors and plain types.
+    """
+    file = io.BytesIO(raw)
     try:
         if zipfile.is_zipfile(file):  # PyTorch's format since 1.6; the one before has no checksums
-            _check_sums(file)
+            _check_sums(file, len(raw))
         file.seek(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -199,21 +210,24 @@ def download_folder(url: str, folder: str, into: Path, md5: str | None = None) -
     archive = into / url.rsplit("/", 1)[1]
     try:
         download(url, archive, md5)
-        extract(archive, folder, into)
+        extract(archive, folder, into, LIMIT)
     finally:
         with suppress(OSError):
             archive.unlink(missing_ok=True)
 
 
-def extract(archive: Path, folder: str, into: Path) -> None:
+def extract(archive: Path, folder: str, into: Path, room: int | None = None) -> None:
     """Unpack one top-level folder of a tar archive as `into / folder`, complete or not at all.
+
+    Args:
+        room: bytes that all members together may take; by default what is free on the disk.
 
     Raises:
         RunError: a member would land outside, is no file or folder, or declares more bytes than
-            any archive here has; or the archive is damaged or lacks the folder.
+            there is room; or the archive is damaged or lacks the folder.
     """
-    room = LIMIT
     try:
+        room = shutil.disk_usage(into).free if room is None else room
         with tempfile.TemporaryDirectory(
             dir=into, prefix=".extract-", ignore_cleanup_errors=True
         ) as temporary:
@@ -269,14 +283,14 @@ def _received(url: str, name: str) -> Iterator[bytes]:
         raise RunError(f"{url}: broke off after {received} of {size} bytes")
 
 
-def _check_sums(file: io.BytesIO) -> None:
+def _check_sums(file: io.BytesIO, size: int) -> None:
     """torch.load takes no notice of the checksums that torch.save has written."""
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             if member.external_attr & FOLDER:
                 raise ValueError(f"{member.filename} is a folder")
         declared = sum(member.file_size for member in archive.infolist())
-        if declared > len(file.getbuffer()):
+        if declared > size:
             raise ValueError(f"it declares {declared:,} bytes, more than it has")
         damaged = archive.testzip()
     if damaged:
@@ -317,12 +331,47 @@ def default_cache() -> Path:
     return Path(own).expanduser() if own else Path(users) / "mdistiller_ext" / "teacher_tables"
 
 
-def code_hash(root: Path, but: str = "") -> str:
-    """sha256 over the names and contents of all Python files under `root`, those in `but` apart."""
+def code_hash(root: Path, but: Collection[str] = ()) -> str:
+    """sha256 over the names and the code of all Python files under `root`, as `file_hash` has it.
+
+    Args:
+        but: folders of `root` that are left out.
+    """
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         name = file.relative_to(root)
-        if name.parts[0] != but:
-            content = hashlib.sha256(file.read_bytes()).hexdigest()
-            digest.update(f"{name.as_posix()} {content}\n".encode())
+        if name.parts[0] not in but:
+            digest.update(f"{name.as_posix()} {file_hash(file)}\n".encode())
     return digest.hexdigest()
+
+
+def file_hash(file: Path) -> str:
+    """sha256 of a Python file's code: comments, blank lines and spaces at a line's end apart."""
+    stat = file.stat()
+    return _file_hash(file, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1 << 12)  # a study asks for each of its runs
+def _file_hash(file: Path, mtime_ns: int, size: int) -> str:
+    content = file.read_bytes()
+    with suppress(SyntaxError, tokenize.TokenError, ValueError):  # no Python, as it seems
+        content = bare_code(content.decode()).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def bare_code(text: str) -> str:
+    """Python code without comments, blank lines and spaces at the ends of lines.
+
+    Raises:
+        SyntaxError, tokenize.TokenError: it is none.
+    """
+    text = text.replace("\r\n", "\n")
+    lines, inside = text.split("\n"), set[int]()  # that end within a string, where spaces count
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        (row, column), (end, _) = token.start, token.end
+        if token.type == tokenize.COMMENT:
+            lines[row - 1] = lines[row - 1][:column]
+        elif end > row and token.type not in (tokenize.NEWLINE, tokenize.NL):
+            inside |= set(range(row - 1, end - 1))
+    kept = (line if n in inside else line.rstrip() for n, line in enumerate(lines))
+    return "\n".join(line for n, line in enumerate(kept) if line or n in inside)

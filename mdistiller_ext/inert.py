@@ -5,8 +5,8 @@ from typing import Any
 from torch import nn
 from yacs.config import CfgNode
 
-from .config import shown
-from .data import facts
+from .config import is_place, shown
+from .data import facts, identity
 from .distillers import RECIPES, Composition, distiller_dict, source
 from .policies import RunFacts
 from .policies.lp import pruned_count
@@ -50,16 +50,33 @@ def weak_teacher(name: str, top1: float, classes: int) -> str:
     return f"the teacher {name} has {top1:.2f} % top-1 on the test set, chance has {chance:g} %"
 
 
+def below_claim(name: str, top1: float, claim: tuple[float, str] | None) -> str:
+    """A line on a network whose test top-1, in percent, is more than a point below what its file or
+    record claims, or "".
+
+    Args:
+        claim: (top-1 in percent, what says it), or None.
+    """
+    if claim is None or top1 >= claim[0] - 1:
+        return ""
+    return (
+        f"{name} has {top1:.2f} % top-1 here, {claim[1]} says {claim[0]:.2f} %: expected the "
+        f"images, DATASET.MEAN, .STD and side that it was trained with"
+    )
+
+
 def effect(cfg: CfgNode) -> dict[str, Any]:
     """What the numbers of a run come from, beside its seed: equal where two runs are the same.
 
     Names and what never acts are not in it; EAT with a single stage, say, gives what DKD gives.
     """
     node, solver = cfg.DISTILLER, cfg.SOLVER
-    found = {k: v for k, v in leaves(shown(cfg)) if not k.startswith(("EXPERIMENT.", "LOG."))}
+    found = {k: v for k, v in leaves(shown(cfg)) if not is_place(k)}
+    found["DATASET.TYPE"] = identity(cfg.DATASET)
+    found["DISTILLER.TEACHER_CKPT"] = node.TEACHER_CKPT
     found["DISTILLER.SOURCE"] = source(node)
     found["SOLVER.LR_DECAY_STAGES"] = [s for s in solver.LR_DECAY_STAGES if s < solver.EPOCHS]
-    del found["SOLVER.SEED"], found["DATASET.NUM_WORKERS"]
+    del found["SOLVER.SEED"]
     if node.TYPE == "NONE":
         return {k: v for k, v in found.items() if not k.startswith("DISTILLER.TEACHER")}
     if composed := _composition(cfg):

@@ -1,6 +1,5 @@
 """Modules from outside this package: they register what configs then name."""
 
-import hashlib
 import importlib
 import os
 import re
@@ -13,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from .errors import ConfigError, brief
-from .files import code_hash
+from .files import code_hash, file_hash
 from .settings import Rule
 
 GROUP = "mdistiller_ext"  # of the entry points in which installed packages name their modules
@@ -67,7 +66,7 @@ def versions(names: Iterable[str]) -> dict[str, str]:
         elif file.name == "__init__.py":
             found[name] = code_hash(file.parent)
         elif file.is_file():
-            found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            found[name] = file_hash(file)
     return found
 
 

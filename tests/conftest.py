@@ -94,6 +94,7 @@ def shared(monkeypatch) -> Path:
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, so that outputs and checkpoints land nowhere else."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mdistiller_ext.teacher.weights.CHECKPOINTS", tmp_path / "checkpoints")
     return tmp_path
 
 

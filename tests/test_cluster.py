@@ -32,7 +32,7 @@ def log(epoch, step):
     while step == 3 and Path("hold").exists():
         time.sleep(0.05)
 
-def finish():
+def finish(exit_code):
     pass
 """
 

@@ -1,6 +1,9 @@
 """Reading configs: what loads, and how each fault is named."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 from conftest import ROOT
 
 from mdistiller_ext import get_cfg
@@ -26,6 +29,32 @@ def faults(load, text, *options) -> list[str]:
     return str(error.value).splitlines()
 
 
+@pytest.mark.parametrize(
+    ("written", "there", "found"),
+    [
+        ("yaml", ["conf", "."], "conf/t"),
+        ("yaml", ["."], "t"),
+        ("option", ["conf", "."], "t"),
+        ("option", ["conf"], "conf/t"),
+        ("yaml", [], "t"),
+    ],
+)
+def test_a_path_is_looked_for_where_it_was_written_first(workdir, written, there, found):
+    for folder in ("conf", *there):
+        Path(folder).mkdir(exist_ok=True)
+    files = {"TEACHER_CKPT": "t.pth", "TEACHER_CFG": "t.yaml", "ASSISTANTS": ["t.yaml", "resnet8"]}
+    for folder in there:
+        for name in ("t.pth", "t.yaml"):
+            Path(folder, name).touch()
+    tree = {"DISTILLER": files} if written == "yaml" else {"SOLVER": {"EPOCHS": 1}}
+    Path("conf/c.yaml").write_text(yaml.safe_dump(tree))
+    options = {f"DISTILLER.{key}": value for key, value in files.items()}
+    words = [word for pair in options.items() for word in pair]
+    node = load_cfg("conf/c.yaml", words if written == "option" else []).DISTILLER
+    assert [f"{found}.pth", f"{found}.yaml"] == [node.TEACHER_CKPT, node.TEACHER_CFG]
+    assert [f"{found}.yaml", "resnet8"] == node.ASSISTANTS
+
+
 def test_each_config_is_fresh():
     get_cfg().SOLVER.EPOCHS = 1
     get_cfg().DKD_LP.RATIOS.append(0.5)
@@ -47,11 +76,6 @@ def test_options_come_over_the_file(load):
     cfg = load("SOLVER: {EPOCHS: 3, LR: 0.1}", "SOLVER.EPOCHS", "5", "LOG.PREFIX", "o")
     assert (cfg.SOLVER.EPOCHS, cfg.SOLVER.LR, cfg.LOG.PREFIX) == (5, 0.1, "o")
     assert cfg.is_frozen()
-
-
-def test_teacher_cfg_is_beside_the_file(load, tmp_path):
-    cfg = load("DISTILLER: {TEACHER_CFG: t.yaml}")
-    assert str(tmp_path / "t.yaml") == cfg.DISTILLER.TEACHER_CFG
 
 
 def test_all_faults_at_once(load):

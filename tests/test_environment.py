@@ -4,6 +4,7 @@ import shlex
 import shutil
 import sys
 from datetime import datetime
+from functools import partial
 
 import pytest
 import torch
@@ -46,17 +47,34 @@ def test_the_arithmetic_of_a_gpu_is_chosen(tf32):
 def test_the_code_hash_is_of_every_file_that_trains_and_of_no_other(tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(PACKAGE, copy)
-    assert code_hash(copy, but="study") == CODE
+    trains = partial(code_hash, copy, but=("study", "commands"))
+    assert trains() == CODE
     (copy / "results.txt").write_text("untracked")
-    (copy / "study" / "report.py").write_text("another report")
-    assert code_hash(copy, but="study") == CODE
+    for file in ("study/report.py", "commands/show.py"):
+        (copy / file).write_text("another = 1")
     losses = copy / "losses" / "dkd.py"
-    losses.write_text(losses.read_text() + "pass")
-    assert code_hash(copy, but="study") != CODE
+    text = losses.read_text()
+    losses.write_text(f"# said differently\n\n{text}\n")
+    assert trains() == CODE
+    losses.write_text(text + "pass")
+    assert trains() != CODE
     losses.rename(copy / "other.py")
-    renamed = code_hash(copy, but="study")
+    renamed = trains()
     (copy / "other.py").rename(losses)
-    assert renamed != code_hash(copy, but="study")
+    assert renamed != trains()
+
+
+def test_of_code_only_comments_and_blank_lines_do_not_count(tmp_path):
+    def sha256(text):
+        (tmp_path / "a.py").write_text(text)
+        return code_hash(tmp_path)
+
+    code = 'def f(x):\n    y = "#  1"\n    return """\n\n  # {} """, x, y\n'
+    said = '# why\ndef f(x):  # what\n\n    y = "#  1"  \n    return """\n\n  # {} """, x, y\n'
+    assert sha256(said) == sha256(code)
+    for one, other in (("1", "2"), ("\n\n  #", "\n  #"), ("  # {}", "  # {} "), ("return", "y =")):
+        assert sha256(code.replace(one, other)) != sha256(code)
+    assert sha256("no python (") != sha256("no python")
 
 
 def test_only_the_package_makes_a_checkout_dirty(monkeypatch, tmp_path):
@@ -126,7 +144,7 @@ def test_a_toolkit_whose_method_is_edited_has_another_hash(toolkit, tmp_path, mo
     shutil.copytree(toolkit / "mdistiller", copy)
     assert code_hash(copy) == before
     file = copy / "distillers" / "KD.py"
-    file.write_text(file.read_text() + "\n")
+    file.write_text(file.read_text() + "pass\n")
     assert code_hash(copy) != before
 
 

@@ -10,7 +10,9 @@ from conftest import CPU, signal_at, untrained_teacher
 from filelock import FileLock
 from test_study import stub_runs, study  # noqa: F401
 
+from mdistiller_ext import files
 from mdistiller_ext.engine import train
+from mdistiller_ext.engine.record import read_record
 from mdistiller_ext.errors import ConfigError, RunError
 from mdistiller_ext.study.launch import processes, run_jobs
 from mdistiller_ext.study.pack import pack, unpack
@@ -53,6 +55,17 @@ def test_a_packed_study_goes_on_elsewhere_and_comes_home(under_way, tool):
     assert {file.name for file in stopped.folder.iterdir()} == {"record.json", "log.txt"}
     assert (done.folder / "student_last").exists() and not list(OUT.glob(".*"))
     assert "0 runs taken from q.tar.xz, 2 left as they were" in unpack(Path("q.tar.xz"), OUT)
+
+
+def test_what_is_written_is_read_whatever_its_size(under_way, monkeypatch):
+    """What is downloaded has a limit, here of 1,000 bytes; a user's own files have none."""
+    monkeypatch.setattr(files, "LIMIT", 1000)
+    done, stopped = under_way
+    pack(OUT, Path("p.tar.xz"), unfinished=True)
+    shutil.rmtree("out")
+    assert "2 runs taken" in unpack(Path("p.tar.xz"), OUT)
+    record, _ = train(stopped.cfg, stopped.name, CPU, resume=True)
+    assert record["status"] == "finished" and read_record(done.folder / "record.json")
 
 
 def test_what_is_further_here_is_not_replaced(under_way):

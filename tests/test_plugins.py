@@ -1,6 +1,5 @@
 """What a module from outside the package registers is allowed, trains, goes on, and is recorded."""
 
-import hashlib
 import importlib
 import json
 import re
@@ -59,8 +58,7 @@ def test_the_documents_module_trains_resumes_and_is_recorded(mine, tool, workdir
     assert config["EXPERIMENT"]["IMPORT"] == ["mine"] and config["LOGIT"]["LOSS"] == "SQUARED"
     assert config["DATASET"]["TYPE"] == "stripes" and record["student"]["name"] == "tiny"
     assert config["LOGIT"]["LATE"] == {"FROM": 2}
-    sha256 = hashlib.sha256((workdir / "mine.py").read_bytes()).hexdigest()
-    assert session["imported"] == {"mine": sha256}
+    assert session["imported"].keys() == {"mine"} and len(session["imported"]["mine"]) == 64
     assert [epoch["mean_kd_weight"] for epoch in record["epochs"]] == [0, 1]
 
 
@@ -156,7 +154,7 @@ def test_code_that_changed_between_two_sessions_is_said(mine, workdir, capsys):
     cfg = load_cfg("mine.yaml", options(workdir, "SOLVER.EPOCHS", "1"))
     train(cfg, "r", CPU)
     with (workdir / "mine.py").open("a") as file:
-        file.write("# changed\n")
+        file.write("changed = True\n")
     longer = load_cfg("mine.yaml", options(workdir, "SOLVER.EPOCHS", "2"))
     train(longer, "r", CPU, resume=True)
     assert "goes on under other conditions" in (text := capsys.readouterr().out)

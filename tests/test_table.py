@@ -230,6 +230,14 @@ def test_the_teacher_answers_from_the_table_for_the_batch_of_the_moment_only(net
     assert list(network.state_dict()) == keys
 
 
+def test_an_answer_is_forgotten_where_a_step_fails(network, data):
+    image = data.batch(*torch.zeros(2, 4, dtype=torch.int64)).image
+    tabled = TabledTeacher(network)
+    with pytest.raises(RuntimeError, match="a step"), tabled.answering(image, torch.ones(4, 10)):
+        raise RuntimeError("a step")
+    assert not torch.equal(network(image)[0], torch.ones(4, 10)) and tabled.live_calls == 1
+
+
 def test_what_a_method_takes_from_its_teacher_is_found_out(network, data):
     few = data.batch(torch.arange(4), torch.zeros(4, dtype=torch.int64))
     for name in ("KD", "DKD", "DKD_EAT_DAT_LP"):

@@ -106,11 +106,14 @@ def teacher_state(distiller):
 
 
 @pytest.mark.parametrize(("method", "construction"), [("ofd", 0), ("vid", 1), ("fitnet", 1)])
-def test_the_teacher_drifts_unless_mended(toolkit, shared, method, construction):
-    """VID and FITNET run it in training mode to learn its shapes, OFD in every step."""
+def test_the_teacher_drifts_unless_mended(toolkit, shared, capsys, method, construction):
+    """VID and FITNET run it in training mode to learn its shapes, which is said; OFD in every
+    step."""
     weights = load_weights(shared / "teachers" / "cifar100_resnet56.pth").state
     for fix in (False, True):
         distiller, cfg = build(shared, method, "DISTILLER.FIX_UPSTREAM", str(fix))
+        said = f"{method.upper()}: its constructor changes the teacher, as bn1.running_mean"
+        assert (said in capsys.readouterr().out) == (construction and not fix)
         if not construction:
             steps(distiller, cfg, batches(shared, 1, 16))
             assert distiller.teacher.training != fix

@@ -1,5 +1,6 @@
 """Where teachers' weights are looked for, and which files are refused."""
 
+import hashlib
 import sys
 import tarfile
 from pathlib import Path
@@ -138,8 +139,7 @@ def test_a_real_teacher_where_another_is_asked(shared, workdir, dataset, asked):
         (b"PK\x03\x04", "nothing that torch.save wrote"),
         ([1], "expected a state dict, found a list"),
         ({"model": {"fc": 1}}, "expected a state dict, or .* found a dict of 'model'"),
-        ({"epoch": 3, "net": {}}, "expected a state dict, or .* found a dict of 'epoch', 'net'"),
-        ({"student.fc.bias": torch.ones(1)}, "the state of a run; its network is student_last"),
+        ({"epoch": 3, "nets": {}}, "expected a state dict, or .* found a dict of 'epoch', 'nets'"),
         (torch.nn.Linear(1, 1), "it holds a torch.nn.modules.linear.Linear, and only tensors and"),
     ],
 )
@@ -155,14 +155,129 @@ def test_files_that_are_refused(workdir, content, message):
     assert "weights_only" not in str(error.value) and "\x1b" not in str(error.value)
 
 
-def test_a_state_dict_is_found_however_it_was_saved(workdir):
-    state = cifar_model_dict["resnet8"][0](num_classes=10).state_dict()
-    parallel = {f"module.{key}": value for key, value in state.items()}
-    for content in (state, {"model": state}, {"state_dict": state, "epoch": 3}, parallel):
-        torch.save(content, "w.pth")
-        found = load_weights(Path("w.pth")).state
-        assert found.keys() == state.keys()
-        assert all(map(torch.equal, found.values(), state.values()))
+def named(name, seed=0):
+    """A network of ten classes, and its state dict."""
+    torch.manual_seed(seed)
+    network = cifar_model_dict[name][0](num_classes=10)
+    return network, network.state_dict()
+
+
+def under(prefix, state):
+    return {prefix + key: value for key, value in state.items()}
+
+
+def loaded(name="resnet8", file="w.pth"):
+    """What a network of this name has after the file is loaded."""
+    network, _ = named(name, 9)
+    load_into(network, load_weights(Path(file)), name)
+    return network.state_dict()
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(map(torch.equal, one.values(), other.values()))
+
+
+PREFIXES = ["", "module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module."]
+PREFIXES += ["student.", "module.student._orig_mod.", "model.model.module."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("entry", ["", "model", "state_dict", "model_state_dict", "net", "ema"])
+def test_a_state_dict_is_found_however_it_was_saved(workdir, capsys, prefix, entry):
+    """The prefix that was taken off is said; an old file has no `num_batches_tracked`."""
+    _, state = named("resnet8")
+    old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    for content in (state, old):
+        content = under(prefix, content)
+        torch.save({entry: content, "epoch": 3} if entry else content, "w.pth")
+        assert same(loaded(), state)
+        said = f"w.pth: takes the prefix {prefix} off its names\n" if prefix else ""
+        assert capsys.readouterr().out == said
+
+
+def test_a_wrapped_network_takes_bare_weights(workdir, capsys):
+    _, state = named("resnet8")
+    torch.save(state, "w.pth")
+    wrapped = torch.nn.DataParallel(named("resnet8", 9)[0])
+    load_into(wrapped, load_weights(Path("w.pth")), "it")
+    assert same(wrapped.module.state_dict(), state)
+    assert capsys.readouterr().out == "w.pth: puts the prefix module. before its names\n"
+
+
+def test_raw_and_averaged_weights_are_told_apart(workdir, capsys):
+    (_, raw), (_, ema) = named("resnet8"), named("resnet8", 1)
+    averaged = {"n_averaged": torch.tensor(3), **under("module.", ema)}
+    torch.save({"model": raw, "model_ema": averaged}, "w.pth")
+    assert same(loaded(), raw)
+    said = 'w.pth: takes the entry "model", not "model_ema" (a file of that alone gives it)\n'
+    assert capsys.readouterr().out == said
+    torch.save(averaged, "w.pth")
+    assert same(loaded(), ema)
+
+
+def test_the_students_part_of_a_run_is_taken_where_it_is_meant(workdir, capsys):
+    (_, small), (_, large) = named("resnet8"), named("resnet14")
+    parts = under("module.student.", small) | under("module.teacher.", large)
+    torch.save({"model": parts, "optimizer": {"lr": 0.1}}, "w.pth")
+    assert same(loaded(), small)
+    left = "w.pth: takes the prefix module.student. off its names; leaves module.teacher.*\n"
+    assert capsys.readouterr().out == left
+    message = r"as module.student.\*, beside module.teacher.\*\) and .*; the file holds a resnet8"
+    with pytest.raises(RunError, match=message):
+        loaded("resnet20")
+    torch.save(under("student.", small) | under("teacher.", small), "w.pth")
+    message = r"w.pth: holds several networks that fit resnet8: student.\* and teacher.\*"
+    with pytest.raises(RunError, match=message) as error:
+        loaded()
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_swapped_meanwhile_is_read_once(workdir, monkeypatch):
+    file, live = Path("w.pth"), Path.read_bytes
+    torch.save({"w": torch.ones(1)}, file)
+    content = file.read_bytes()
+
+    def swapped(self):
+        found = live(self)
+        torch.save({"w": torch.zeros(1)}, self)
+        return found
+
+    monkeypatch.setattr(Path, "read_bytes", swapped)
+    found = load_weights(file)
+    assert found.state["w"] == 1 and found.sha256 == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("key", ["best_acc", "accuracy"])
+def test_a_teacher_below_what_its_file_claims_is_said(digits_cfg, tool, capfd, key):
+    """A claim in percent, as a share, and one that holds."""
+    cfg = digits_cfg("kd", "SOLVER.EPOCHS", "1", "DISTILLER.TEACHER", "resnet8")
+    file = cfg.DISTILLER.TEACHER_CKPT
+    _, state = named("resnet8")
+    words = ["-m", "resnet8", "-c", file, "-d", "digits"]
+    for claim, expected in ((99.5, "99.50 %"), (torch.tensor(0.995), "99.50 %"), (0.01, "")):
+        torch.save({"model": state, key: claim}, file)
+        status, output, _ = tool("eval", *words)
+        found = [line for line in output.splitlines() if line.startswith("warning: resnet8 has")]
+        assert status == 0 and bool(found) == bool(expected)
+        assert not found or f" % top-1 here, {key} says {expected}: " in found[0]
+    torch.save({"model": state, key: 99.5}, file)
+    record, _ = train(cfg, "r", CPU)
+    top1 = record["teacher"]["test_top1"]
+    said = f"warning: the teacher resnet8 has {top1:.2f} % top-1 here, {key} says 99.50 %: "
+    assert said in capfd.readouterr().out
+
+
+def test_a_teacher_is_measured_against_its_record(digits_cfg, tool):
+    """As trained; and with weights that are not the record's."""
+    record, folder = train(digits_cfg("vanilla", "SOLVER.EPOCHS", "2"), "r", CPU)
+    words = ["-m", "resnet8", "-d", "digits", "-c"]
+    for file in ("student_last", "student_best"):
+        assert "warning: resnet8" not in tool("eval", *words, str(folder / file))[1]
+    torch.save({"model": named("resnet8", 5)[1]}, folder / "student_last")
+    top1 = record["last_epoch_top1"]
+    expected = f"{folder}/record.json, of the test set says {top1:.2f} %"
+    assert expected in tool("eval", *words, str(folder / "student_last"))[1]
+    assert expected in tool("eval", *words, str(folder / "student_last"), "--json")[2]
 
 
 def test_a_file_of_safetensors_is_named(workdir):

@@ -7,7 +7,8 @@
     %(prog)s report STUDY.yaml [--allow CONDITION] [KEY VALUE ...]
 
 Runs that are finished are never repeated; those that stopped go on. `list` says how far each arm
-is, and how long the rest takes at the pace so far. KEY VALUE pairs, as
+is, and how long the rest takes at the pace so far. Runs of another teacher, of other images or of
+other code of one's own are named by both, and nothing is run beside them. KEY VALUE pairs, as
 DATASET.ROOT, must be the same for all.
 """
 
@@ -76,12 +77,14 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError(f"--gpus: {args.gpus:g} is not allowed, expected at least 0")
 
     from ..engine import pick_device
-    from ..study.launch import progress, run_jobs
+    from ..study.launch import grouped, other_code, other_runs, progress, run_jobs
     from ..study.plan import inert_arms, read_study
 
     study = read_study(args.study, args.output, args.opts)
     if args.action == "list":
         print(progress(study))
+        for line in filter(None, [*grouped(other_runs(study.jobs)), other_code(study.jobs)]):
+            print(f"warning: {line}")
         return
     if args.action == "report":
         try:
@@ -101,7 +104,7 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError(f"--part: {kth}/{count}: the study has {len(study.jobs)} runs")
     failed = run_jobs(jobs, launcher, args.together or (16 if cuda else 1))
     if failed:
-        raise RunError("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
+        raise RunError("\n".join(grouped(failed)))
     again = ["--output", str(args.output)] if args.output != OUTPUT else []
     words = ["report", str(args.study), *again, *args.opts]
     runs = f"all {len(jobs)} runs of part {kth}/{count}" if count > 1 else "all runs"

@@ -7,6 +7,8 @@
 
 import argparse
 import json
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from ..command import existing
@@ -45,6 +47,7 @@ def main(args: argparse.Namespace) -> None:
     from ..config import as_pairs, load_cfg
     from ..data import facts, get_dataset, identity
     from ..engine import numbers, performance, pick_device, predict
+    from ..inert import below_claim
     from ..models import build_network
     from ..teacher import fetch_weights, find_weights, load_into, load_weights
 
@@ -71,10 +74,14 @@ def main(args: argparse.Namespace) -> None:
     _, test = get_dataset(cfg.DATASET)
     classes = facts(cfg.DATASET).classes
     model = build_network(args.model, classes, test.side, cfg.DATASET.TYPE, key="--model")
-    load_into(model, state, args.model)
+    # With --json, the standard output holds one object.
+    with redirect_stdout(sys.stderr if args.json else sys.stdout):
+        load_into(model, state, args.model)
     test = test.to(device)
     logits = predict(model.to(device), test, cfg.DATASET.TEST.BATCH_SIZE)
     metrics = numbers(performance(logits, test.targets))
+    if line := below_claim(args.model, metrics["top1"], state.claim):
+        print(f"warning: {line}", file=sys.stderr if args.json else sys.stdout)
     held = f", {len(test):,} training images held out" if cfg.DATASET.HOLDOUT else ""
     if args.json:
         content = {"model": args.model, "file": str(file), "dataset": cfg.DATASET.TYPE}

@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError("DISTILLER.TEACHER_TABLE: off, so that no run would read the table")
     device = pick_device(args.device)
     weights = teacher_weights(cfg, device)
-    name = cfg.DISTILLER.TEACHER
+    name = weights.network or cfg.DISTILLER.TEACHER  # an assistant, where there are some
     data, _ = get_dataset(cfg.DATASET)
     place = facts(cfg.DATASET).classes, data.side, cfg.DATASET.TYPE
     teacher = build_network(name, *place, key="DISTILLER.TEACHER")

@@ -1,6 +1,6 @@
 """Train a student, or a teacher, as a config file says.
 
-%(prog)s --cfg configs/cifar100/dkd_lp.yaml [--resume] [KEY VALUE ...]
+%(prog)s --cfg configs/cifar100/dkd_lp.yaml [--resume | --fresh] [KEY VALUE ...]
 torchrun --nproc_per_node 2 -m mdistiller_ext train --cfg ...
 """
 
@@ -9,6 +9,7 @@ import os
 from contextlib import nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from .. import packaged
 
@@ -17,7 +18,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg", required=True, type=packaged.config, metavar="FILE", help="YAML file"
     )
-    parser.add_argument("--resume", action="store_true", help="go on where the same run stopped")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on where the same run stopped")
+    again.add_argument(
+        "--fresh", action="store_true", help="begin anew; the run there is kept as NAME,old1"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's")
 
@@ -27,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
 
     from ..config import load_cfg, shown
     from ..data import facts
-    from ..engine import World, default_name, pick_device, resumed_name, train
+    from ..engine import World, default_name, former_name, pick_device, train
 
     cfg = load_cfg(args.cfg, args.opts)
     if "OMP_NUM_THREADS" not in os.environ and facts(cfg.DATASET).side < 16:
@@ -38,11 +43,14 @@ def main(args: argparse.Namespace) -> None:
     # One process speaks for all.
     with nullcontext() if world.first else redirect_stdout(StringIO()):
         print(f"{shown(cfg).dump()}device: {device}, processes: {world.size}", flush=True)
-        name = (resumed_name if args.resume else default_name)(cfg, args.opts)
-        folder = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name)
+        name = default_name(cfg, args.opts)
+        # Asked once: the first process renames it.
+        former = world.tell(former_name(cfg, name) if args.resume and world.first else "")
+        folder = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, former or name)
         if args.resume and not folder.exists():
             print(f"{folder}: nothing to resume, so it starts with epoch 1")
-        record, folder = train(cfg, name, device, resume=args.resume, world=world)
+        again: dict[str, Any] = {"resume": args.resume, "fresh": args.fresh, "former": former}
+        record, folder = train(cfg, name, device, world=world, **again)
     world.leave()
     if world.first:
         where = record.get("data", {}).get("evaluated_on", "the test set")

@@ -2,7 +2,7 @@
 
 from .build import pick_device
 from .evaluation import fidelity, numbers, performance, predict
-from .folder import default_name, resumed_name
+from .folder import default_name, former_name
 from .own import distill
 from .replicas import World
 from .stop import StopSignals

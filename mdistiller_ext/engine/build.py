@@ -5,7 +5,7 @@ import ctypes
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ..data import Batch, ImageSet, facts
-from ..distillers import Distiller, distiller_dict, source
+from ..distillers import Distiller, Logit, Vanilla, distiller_dict, source
 from ..errors import ConfigError, RunError, brief
 from ..files import default_cache
-from ..models import ResNet, activated, build_network, shapes_of
+from ..models import ResNet, activated, build_network, set_layout, shapes_of
 from ..sections import Networks, Solver
 from ..teacher import TeacherTable, Unwritable, Weights, features_taken, load_into
-from ..toolkit.methods import build_toolkit_distiller
+from ..toolkit.methods import FIXES, build_toolkit_distiller
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -74,6 +74,7 @@ def build_distiller(cfg: CfgNode, weights: Weights | None, data: ImageSet) -> Di
         data: the training set.
 
     Raises:
+        ConfigError: a network cannot be built, or the method's constructor changes the teacher.
         RunError: the weights do not fit the teacher.
     """
 
@@ -85,14 +86,34 @@ def build_distiller(cfg: CfgNode, weights: Weights | None, data: ImageSet) -> Di
 
     # The student draws first: with one seed it starts from the same weights in every method.
     student, teacher = network("STUDENT", cfg.DISTILLER.STUDENT), None
+    before: dict[str, Tensor] = {}
     if weights:
         name = weights.network or cfg.DISTILLER.TEACHER
         teacher = network("TEACHER", name)
         load_into(teacher, weights, name)
+        before = copy.deepcopy(teacher.state_dict())
+    method = cfg.DISTILLER.TYPE
     if source(cfg.DISTILLER) == "mdistiller":
-        with _fitting(cfg.DISTILLER.TYPE, student, teacher, _few(data)):
-            return build_toolkit_distiller(cfg, student, teacher, data.targets)
-    return distiller_dict[cfg.DISTILLER.TYPE](student, teacher, cfg)
+        with _fitting(method, student, teacher, _few(data)):
+            distiller = build_toolkit_distiller(cfg, student, teacher, data.targets)
+        # It runs as it is, but not in silence.
+        if teacher and (name := changed_tensor(before, teacher)):
+            mended = ": DISTILLER.FIX_UPSTREAM True mends it" if method in FIXES else ""
+            print(f"warning: {method}: its constructor changes the teacher, as {name}{mended}")
+        return distiller
+    distiller = distiller_dict[method](student, teacher, cfg)
+    if teacher and (name := changed_tensor(before, teacher)):
+        raise ConfigError(
+            f"DISTILLER.TYPE: the constructor of {method} changes the teacher, as {name}: look at "
+            f"what a network answers on a copy of it, in evaluation mode"
+        )
+    return distiller
+
+
+def changed_tensor(before: dict[str, Tensor], network: nn.Module) -> str:
+    """The first tensor of a network that is not what it was, or ""."""
+    now = network.state_dict()
+    return next((k for k, v in before.items() if k not in now or not torch.equal(v, now[k])), "")
 
 
 def takes_features(distiller: Distiller, data: ImageSet) -> set[str]:
@@ -108,9 +129,66 @@ def takes_features(distiller: Distiller, data: ImageSet) -> set[str]:
         return features_taken(distiller, batch)
 
 
+def lay_out(
+    distiller: Distiller,
+    data: ImageSet,
+    batch_size: int,
+    autocast: Callable[[], AbstractContextManager],
+) -> None:
+    """Lay out in memory as channels-last what then still works: both networks, or one of them.
+
+    Tried is a step of each size of batch, and each network in evaluation mode, all on a copy.
+    """
+    known = all(isinstance(net, (ResNet, nn.Identity)) for net in _networks(distiller))
+    if known and isinstance(distiller, (Logit, Vanilla)):  # they do, and it need not be tried
+        set_layout(distiller, torch.channels_last)
+        return
+    images = len(data)
+    sizes = {min(batch_size, images), images % batch_size} - {0}
+    devices = [data.targets.device] if data.targets.is_cuda else []
+    for others in ((), ("teacher",), ("student",)):
+        trial = copy.deepcopy(distiller)
+        with suppress(Exception), torch.random.fork_rng(devices):  # whatever a network does then
+            _channels_last_but(trial, others)
+            for size in sizes:
+                _try(trial, _some(data, size), autocast)
+            _channels_last_but(distiller, others)
+            return
+
+
+def _channels_last_but(distiller: Distiller, others: Sequence[str]) -> None:
+    for name, part in distiller.named_children():
+        if name not in others:
+            set_layout(part, torch.channels_last)
+
+
+def _try(
+    distiller: Distiller, batch: Batch, autocast: Callable[[], AbstractContextManager]
+) -> None:
+    """A step's forward and backward, and what each network answers in evaluation mode."""
+    distiller.train()
+    with autocast():
+        _, losses = distiller(image=batch.image, target=batch.target, index=batch.index, epoch=1)
+    torch.stack([loss.mean() for loss in losses.values()]).sum().backward()
+    distiller.eval()
+    with torch.no_grad():
+        for network in _networks(distiller):
+            network(batch.image)
+
+
+def _networks(distiller: Distiller) -> list[nn.Module]:
+    """Student and teacher; the student alone of the toolkit has none."""
+    return [part for name, part in distiller.named_children() if name in ("student", "teacher")]
+
+
 def _few(data: ImageSet) -> Batch:
-    few = torch.arange(min(4, len(data)), device=data.targets.device)
-    return data.batch(few, torch.zeros_like(few))
+    return _some(data, 4)
+
+
+def _some(data: ImageSet, count: int) -> Batch:
+    """The first images."""
+    some = torch.arange(min(count, len(data)), device=data.targets.device)
+    return data.batch(some, torch.zeros_like(some))
 
 
 @contextmanager

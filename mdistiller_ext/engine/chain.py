@@ -13,7 +13,8 @@ from yacs.config import CfgNode
 from ..config import load_cfg
 from ..errors import ConfigError
 from ..inert import effect
-from .folder import plain
+from ..settings import leaves
+from .folder import content_digest, plain
 from .record import read_record
 
 # What every link has from the config at the end of the chain.
@@ -34,7 +35,8 @@ def link(cfg: CfgNode) -> CfgNode:
     cfg.defrost()
     *before, last = cfg.DISTILLER.ASSISTANTS
     if last.endswith((".yaml", ".yml")):
-        own = load_cfg(last)
+        data = [word for pair in leaves(cfg.DATASET, "DATASET.") for word in pair]
+        own = load_cfg(last, data)
         if own.DISTILLER.ASSISTANTS or own.DISTILLER.TYPE == "NONE":
             raise ConfigError(f"DISTILLER.ASSISTANTS: {last}: expected one link, with a teacher")
         own.defrost()
@@ -51,9 +53,16 @@ def link(cfg: CfgNode) -> CfgNode:
 
 
 def name(cfg: CfgNode) -> str:
-    """Of a link's folder: equal for links that are the same run, which chains then share."""
-    node = cfg.DISTILLER
-    content = json.dumps(effect(cfg), sort_keys=True)
+    """Of a link's folder: equal for links that are the same run, which chains then share.
+
+    A file of weights counts by its content, the links before by their own names.
+    """
+    node, facts = cfg.DISTILLER, effect(cfg)
+    if node.TEACHER_CKPT and Path(node.TEACHER_CKPT).is_file():
+        facts["DISTILLER.TEACHER_CKPT"] = content_digest(Path(node.TEACHER_CKPT))
+    if node.ASSISTANTS:
+        facts["DISTILLER.ASSISTANTS"] = link(cfg).EXPERIMENT.NAME
+    content = json.dumps(facts, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     student = node.STUDENT.replace(":", "_").replace("/", "_")
     return f"assistant,{student},{node.TYPE},{digest},seed{cfg.SOLVER.SEED}"
@@ -71,13 +80,27 @@ def assistant(cfg: CfgNode, device: torch.device) -> Path:
     return folder / "student_last"
 
 
+def folder(cfg: CfgNode) -> Path:
+    """Of the run that trains the last assistant."""
+    own = link(cfg)
+    return Path(own.LOG.PREFIX, own.EXPERIMENT.PROJECT, own.EXPERIMENT.NAME)
+
+
+def links(cfg: CfgNode) -> list[CfgNode]:
+    """The configs of the runs that train the assistants, in order."""
+    found: list[CfgNode] = []
+    while cfg.DISTILLER.ASSISTANTS:
+        cfg = link(cfg)
+        found.insert(0, cfg)
+    return found
+
+
 def facts(cfg: CfgNode) -> list[dict[str, Any]]:
     """For the record: the runs before this one, in order."""
     if not cfg.DISTILLER.ASSISTANTS:
         return []
     own = link(cfg)
-    folder = Path(own.LOG.PREFIX, own.EXPERIMENT.PROJECT, own.EXPERIMENT.NAME)
-    record = read_record(folder / "record.json")
+    record = read_record(folder(cfg) / "record.json")
     return [
         *record["chain"],
         {

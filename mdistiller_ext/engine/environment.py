@@ -4,6 +4,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +16,7 @@ from yacs.config import CfgNode
 
 from ..files import code_hash
 from ..models import home, is_network
-from ..plugins import versions
+from ..plugins import import_module, versions
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # What changes a run's numbers, and so must be the same in all runs that are compared.
@@ -70,6 +71,9 @@ def imported(cfg: CfgNode) -> dict[str, str] | None:
     node = cfg.DISTILLER
     teachers = [] if node.TYPE == "NONE" else [node.TEACHER, *filter(is_network, node.ASSISTANTS)]
     names = {*cfg.EXPERIMENT.IMPORT, *map(home, [node.STUDENT, *teachers])}
+    for name in names:  # of a run that is only looked at nothing has been built
+        with suppress(Exception):  # which building says
+            import_module(name)
     return versions(name for name in names if name.split(".")[0] != PACKAGE.name) or None
 
 
@@ -82,9 +86,9 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-# Of what trains: a study's report may be rewritten between two runs. Taken at import, when the
-# code is what will run.
-CODE = code_hash(PACKAGE, but="study")
+# Of what trains: a report or a command may be rewritten between two runs. Taken at import, when
+# the code is what will run.
+CODE = code_hash(PACKAGE, but=("study", "commands"))
 
 
 def _git(*words: str) -> str | None:

@@ -15,7 +15,7 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from ..errors import ConfigError
+from ..errors import ConfigError, brief
 from ..files import writing
 from .loop import Meter
 
@@ -31,21 +31,21 @@ class Events:
     The files are derived from the run's history: a resumed run writes them anew, so that no
     epoch is there twice and none is missing. They are written in this thread: in SummaryWriter's
     own a full disk is not noticed, until its queue is full and the run stands still.
+
+    Args:
+        wandb_id: of the run there, which a resumed run goes on with; None without wandb.
     """
 
-    def __init__(self, folder: Path, name: str, cfg: CfgNode, history: Sequence[dict[str, float]]):
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        cfg: CfgNode,
+        history: Sequence[dict[str, float]],
+        wandb_id: str | None = None,
+    ):
         self.folder = folder
-        self.wandb: Any = None
-        if cfg.LOG.WANDB:
-            try:
-                import wandb
-            except ImportError as error:
-                raise ConfigError(
-                    "LOG.WANDB: True, but wandb is not installed: pip install wandb"
-                ) from error
-            self.wandb = wandb.init(
-                project=cfg.EXPERIMENT.PROJECT, name=name, id=name, resume="allow", config=dict(cfg)
-            )
+        self.wandb = _wandb_run(cfg, name, wandb_id) if wandb_id else None
         with writing(folder):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -69,11 +69,37 @@ class Events:
     def _write(self, **content: Any) -> None:
         self.writer.write(Event(wall_time=time.time(), **content).SerializeToString())
 
-    def close(self) -> None:
+    def close(self, status: int = 0) -> None:
+        """End them, with the exit status of a command: 0 for a run that is finished."""
         with suppress(OSError):  # every epoch was flushed
             self.writer.close()
         if self.wandb:
-            self.wandb.finish()
+            self.wandb.finish(exit_code=status)
+
+
+def _wandb_run(cfg: CfgNode, name: str, wandb_id: str) -> Any:
+    """A run of wandb beside those of this process's other runs.
+
+    Raises:
+        ConfigError: wandb is not installed, or has none, as without a login.
+    """
+    try:
+        import wandb
+
+        return wandb.init(
+            project=cfg.EXPERIMENT.PROJECT,
+            name=name,
+            id=wandb_id,
+            resume="allow",
+            reinit="create_new",
+            config=dict(cfg),
+        )
+    except ImportError as error:
+        raise ConfigError(
+            "LOG.WANDB: True, but wandb is not installed: pip install wandb"
+        ) from error
+    except Exception as error:  # of its own kinds
+        raise ConfigError(f"LOG.WANDB: True, but wandb says: {brief(str(error))}") from error
 
 
 class Progress:

@@ -4,16 +4,16 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data import ImageSet, is_own
+from ..data import ImageSet
 from ..distillers import source
-from ..inert import weak_teacher
+from ..inert import below_claim, weak_teacher
 from ..sections import Parts
-from ..teacher import Weights, digest
-from ..toolkit.methods import toolkit_facts, toolkit_hash
-from .environment import environment, imported
+from ..teacher import Weights
+from ..toolkit.methods import toolkit_facts
+from .environment import environment
 from .evaluation import numbers, performance
+from .identity import inputs
 from .shared import Shared
-from .trainer import Trainer
 
 
 def method_facts(parts: Parts) -> dict[str, Any]:
@@ -26,25 +26,14 @@ def method_facts(parts: Parts) -> dict[str, Any]:
     return facts
 
 
-def session_facts(
-    parts: Parts, shared: Shared, trainer: Trainer, test_set: ImageSet
-) -> dict[str, Any]:
+def session_facts(parts: Parts, shared: Shared) -> dict[str, Any]:
     """The machine, the code and the processes that a record names each time that a run goes on."""
     return {
         **environment(shared.device),
         "processes": shared.world.size,
         "together": 1,
-        "toolkit": None if parts.ours else toolkit_hash(),
-        "imported": imported(parts.cfg),
-        "data": _fingerprint(trainer.data, test_set) if is_own(parts.dataset.TYPE) else None,
+        **inputs(parts.cfg, shared),
     }
-
-
-def _fingerprint(*sets: ImageSet) -> str:
-    """sha256 of one's own images and labels; a name says which the others are."""
-    wholes = [data.whole or data for data in sets]
-    tensors = [tensor for data in wholes for tensor in (data.padded, data.targets)]
-    return digest({str(number): tensor for number, tensor in enumerate(tensors)})
 
 
 def data_facts(parts: Parts, train_set: ImageSet, test_set: ImageSet) -> dict[str, Any]:
@@ -74,8 +63,12 @@ def teacher_facts(
     measured = numbers(performance(logits, test_set.targets))
     name = weights.network or parts.networks.TEACHER
     print(f"teacher {name} from {weights.file}: test top-1 {measured['top1']:.2f} %")
-    if weak := weak_teacher(name, measured["top1"], parts.classes):
-        print(f"warning: {weak}")
+    for line in (
+        weak_teacher(name, measured["top1"], parts.classes),
+        below_claim(f"the teacher {name}", measured["top1"], weights.claim),
+    ):
+        if line:
+            print(f"warning: {line}")
     return {
         "name": name,
         "file": str(weights.file),

@@ -7,21 +7,24 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
-from ..config import as_pairs, get_cfg, shown
+from ..config import as_pairs, get_cfg, is_place, shown
 from ..data import is_own
 from ..distillers import source
 from ..errors import ConfigError, RunError
-from ..files import check_finite, load, read, save
+from ..files import check_finite, load, read, save, writing
 from ..settings import leaves
 from ..teacher import find_weights
 from .environment import CODE
 from .record import history_fault, read_record
 
+# What is to be done about a folder that another run fills.
+ANEW = "start another with a different EXPERIMENT.NAME, or anew with --fresh, which keeps the old"
 Planned = Callable[[int], dict[str, float]]
 LATEST, PREVIOUS = "latest", "latest.previous"
 # What `latest` holds.
@@ -37,17 +40,6 @@ STATE: dict[str, Any] = {
     "config": dict,
     "teacher_sha256": (str, type(None)),
 }
-# What may change between a run and its continuation: where things lie, not what they are.
-PLACES = (
-    "EXPERIMENT.",
-    "LOG.",
-    "DATASET.ROOT",
-    "DATASET.NUM_WORKERS",
-    "DISTILLER.TEACHER_CKPT",
-    "DISTILLER.TEACHER_CFG",
-    "DISTILLER.TEACHER_TABLE_ROOT",
-)
-
 
 # What a config file's tag is about.
 TAGGED = {"DATASET.TYPE", "DISTILLER.TYPE", "DISTILLER.TEACHER", "DISTILLER.STUDENT"}
@@ -77,12 +69,13 @@ def default_name(cfg: CfgNode, options: Sequence[str] = ()) -> str:
         said |= TAGGED
     short = Counter(key.split(".", 1)[1] for key in values)
     for key, value in values.items():
-        if key in given and key not in said and not _is_place(key, cfg.DATASET.TYPE):
+        own = key == "DATASET.ROOT" and is_own(cfg.DATASET.TYPE)  # it tells the images apart
+        if key in given and key not in said and (own or not is_place(key)):
             last = key.split(".", 1)[1]
             parts.append(f"{last if short[last] == 1 else key}={value}")
     if node.TEACHER_CKPT and not alone:
         file = find_weights(node.TEACHER, cfg.DATASET.TYPE, node.TEACHER_CKPT)
-        parts.append(f"TEACHER_CKPT={_digest(read(file)) if file else node.TEACHER_CKPT}")
+        parts.append(f"TEACHER_CKPT={content_digest(file) if file else node.TEACHER_CKPT}")
     name = re.sub(r"[^\w.,=+-]+", "_", ",".join([*parts, f"seed{cfg.SOLVER.SEED}"]))
     content = name.encode()
     if len(content) <= LONGEST:
@@ -90,15 +83,16 @@ def default_name(cfg: CfgNode, options: Sequence[str] = ()) -> str:
     return f"{_digest(content)},{content[9 - LONGEST :].decode(errors='ignore')}"
 
 
-def resumed_name(cfg: CfgNode, options: Sequence[str] = ()) -> str:
-    """`default_name`, or that of the run there is of another number of epochs.
+def former_name(cfg: CfgNode, name: str) -> str:
+    """The name of the run that there is of another number of epochs, where there is none of this
+    name, or "".
 
     Raises:
         ConfigError: there are several.
     """
-    name, home = default_name(cfg, options), Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT)
+    home = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT)
     if (home / name).exists() or not home.is_dir():
-        return name
+        return ""
     bare = re.sub(_EPOCHS, "", name)
     others = [file.name for file in home.iterdir() if re.sub(_EPOCHS, "", file.name) == bare]
     if len(others) > 1:
@@ -106,7 +100,7 @@ def resumed_name(cfg: CfgNode, options: Sequence[str] = ()) -> str:
             f"--resume: {home} has no {name}, but {', '.join(sorted(others))}: name one of them "
             f"with EXPERIMENT.NAME"
         )
-    return others[0] if others else name
+    return others[0] if others else ""
 
 
 def finished_before(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | None:
@@ -123,9 +117,27 @@ def finished_before(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] 
     if not resume and code != CODE:
         raise ConfigError(
             f"{folder} holds a finished run of other code (sha256 {str(code)[:12]}, this is "
-            f"{CODE[:12]}): start another with a different EXPERIMENT.NAME"
+            f"{CODE[:12]}): {ANEW}"
         )
     return record
+
+
+def set_aside(folder: Path) -> None:
+    """Move what a folder holds, but for its lock, to one beside it: NAME,old1, NAME,old2, ...
+
+    Raises:
+        RunError: it cannot be moved.
+    """
+    found = [file for file in folder.iterdir() if file.name != "lock"]
+    if not found:
+        return
+    places = (folder.with_name(f"{folder.name},old{number}") for number in count(1))
+    place = next(place for place in places if not place.exists())
+    with writing(place):
+        place.mkdir()
+        for file in found:
+            file.rename(place / file.name)
+    print(f"{folder}: what it held is in {place}")
 
 
 def earlier_state(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | None:
@@ -138,13 +150,13 @@ def earlier_state(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any] | 
     """
     latest, record = folder / LATEST, folder / "record.json"
     there = latest.exists() or (folder / PREVIOUS).exists()
-    if not resume and (there or record.exists()):
+    if not there and not (record.exists() and read_record(record)["epochs"]):
+        return None  # it ended before anything of it was kept
+    if not resume:
         raise ConfigError(
             f"{folder} holds a run already: continue it with --resume, or start another "
-            f"with a different EXPERIMENT.NAME or SOLVER.SEED"
+            f"with a different EXPERIMENT.NAME or SOLVER.SEED, or anew with --fresh"
         )
-    if not there and not (record.exists() and read_record(record)["epochs"]):
-        return None
     if there and not latest.exists():
         (folder / PREVIOUS).replace(latest)  # killed between two renames
     try:
@@ -199,14 +211,20 @@ def fitting(folder: Path) -> Iterator[None]:
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two configs in plain types, places apart: "KEY before -> now".
 
-    A key that did not exist when the first was made had its default's effect.
+    A key that did not exist when the first was made had its default's effect. Of what lies in
+    files, as images and assistants, the content decides, which a config does not have.
     """
     other = dict(leaves(now))
     one = {k: v for k, v in leaves(get_cfg()) if k in other} | dict(leaves(before))
+    for config in (one, other):
+        chain = config.get("DISTILLER.ASSISTANTS", [])
+        config["DISTILLER.ASSISTANTS"] = [
+            Path(name).name if name.endswith((".yaml", ".yml")) else name for name in chain
+        ]
     return [
         f"{key} {one.get(key)!r} -> {other.get(key)!r}"
         for key in {**one, **other}
-        if not _is_place(key, now["DATASET"]["TYPE"]) and one.get(key) != other.get(key)
+        if not is_place(key) and one.get(key) != other.get(key)
     ]
 
 
@@ -257,10 +275,14 @@ def _way_out(folder: Path) -> str:
     return f"{previous} holds the state after epoch {epoch}: {command} and --resume go on from it"
 
 
+def content_digest(file: Path) -> str:
+    """The first eight digits of the sha256 of a file.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    return _digest(read(file))
+
+
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:8]
-
-
-def _is_place(key: str, kind: str) -> bool:
-    """Whether a key says where things lie; the root of one's own images says which they are."""
-    return key.startswith(PLACES) and not (key == "DATASET.ROOT" and is_own(kind))

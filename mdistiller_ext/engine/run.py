@@ -2,6 +2,7 @@
 
 import math
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -79,10 +80,11 @@ class Run:
         self.logits_teacher = self._teacher_logits(weights) if weights else None
         self.teacher_sha256 = weights.sha256 if weights else None
         self.record: dict[str, Any] = {}
+        self.sessions = self._sessions(state)
         self.facts: dict[str, Any] = {
             "name": folder.name,
             "seed": self.solver.SEED,
-            "environments": self._sessions(state),
+            "environments": self.sessions,
             "method": method_facts(parts),
             "teacher": teacher_facts(parts, weights, self.logits_teacher, self.test_set),
             "student": {
@@ -133,8 +135,11 @@ class Run:
         before = state["environments"] if state else []
         session = {
             "first_epoch": self.epoch,
-            **session_facts(self.parts, self.shared, self.trainer, self.test_set),
+            **session_facts(self.parts, self.shared),
         }
+        if self.parts.log.WANDB:
+            earlier = (found for s in before if (found := s.get("wandb")))
+            session["wandb"] = next(earlier, secrets.token_hex(8))
         if before and (apart := changes(before[-1], session)):
             print(
                 f"{self.folder}: goes on under other conditions, so that a study leaves it out: "
@@ -151,28 +156,33 @@ class Run:
         Args:
             session: what else the record says of this session.
         """
-        self.facts["environments"][-1] |= session
+        self.sessions[-1] |= session
         set_random_state(self.random)  # what comes before may have drawn
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self.events = None
         if self.world.first:
-            place = self.folder / "train.events"
-            self.events = Events(place, self.folder.name, self.parts.cfg, self.history)
+            place, wandb_id = self.folder / "train.events", self.sessions[-1].get("wandb")
+            self.events = Events(place, self.folder.name, self.parts.cfg, self.history, wandb_id)
         shown = self.alone and self.world.first
         self.progress = Progress(self.meter.steps, self.solver.EPOCHS, self.epoch, shown)
         self.progress.test = "held out" if self.parts.dataset.HOLDOUT else "test"
         self._write_record("running")
+        status = 1
         try:
             yield
             self.writer.wait()
             self._write_record("finished")
+            status = 0
         except BaseException as error:
+            status = 1
+            if isinstance(error, KeyboardInterrupt):
+                status = 128 + getattr(error, "signum", signal.SIGINT)
             self._leave(error)
             raise
         finally:
             if self.events:
-                self.events.close()
+                self.events.close(status)
 
     def _leave(self, error: BaseException) -> None:
         """Save and record what an exception leaves.

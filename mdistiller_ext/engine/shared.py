@@ -1,17 +1,18 @@
 """What the runs of one process have in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data import ImageSet, get_dataset
+from ..data import Dataset, ImageSet, get_dataset
 from ..data.arrays import SMALLER
 from ..distillers import Distiller
 from ..memory import check_memory
 from ..sections import Parts
-from ..teacher import TeacherTable, Weights, load_weights
+from ..teacher import TeacherTable, Weights, digest, load_weights
 from .build import build_table
 from .replicas import World
 from .stop import StopSignals
@@ -23,15 +24,29 @@ class Shared:
     def __init__(self, device: torch.device, stop: StopSignals, world: World | None = None) -> None:
         self.device, self.stop, self.world = device, stop, world or World()
         self.sets: dict[str, tuple[ImageSet, ImageSet]] = {}
+        self.fingerprints: dict[str, str] = {}
         self.tables: dict[tuple[str, ...], TeacherTable | None] = {}
         self.logits: dict[tuple[str, ...], Tensor] = {}
         self.teachers: dict[Path, Weights] = {}
 
     def data(self, parts: Parts) -> tuple[ImageSet, ImageSet]:
         """(train, test), on the device."""
-        key = repr(parts.dataset)
+        return self._data(parts.cfg.DATASET)
+
+    def fingerprint(self, node: Mapping[str, Any]) -> str:
+        """sha256 of the images and labels that a section DATASET gives."""
+        key = repr(Dataset.read(node))
+        if key not in self.fingerprints:
+            wholes = [data.whole or data for data in self._data(node)]
+            tensors = [tensor for data in wholes for tensor in (data.padded, data.targets)]
+            named = {str(number): tensor for number, tensor in enumerate(tensors)}
+            self.fingerprints[key] = digest(named)
+        return self.fingerprints[key]
+
+    def _data(self, node: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
+        key = repr(Dataset.read(node))
         if key not in self.sets:
-            train_set, test_set = get_dataset(parts.cfg.DATASET)
+            train_set, test_set = get_dataset(node)
             if self.device.type == "cuda":
                 sets = [train_set, test_set, *([train_set.whole] if train_set.whole else [])]
                 size = sum(data.padded.nbytes for data in sets)

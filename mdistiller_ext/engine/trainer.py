@@ -18,6 +18,7 @@ from .build import (
     build_autocast,
     build_distiller,
     build_optimizer,
+    lay_out,
     set_arithmetic,
     takes_features,
 )
@@ -53,7 +54,9 @@ class Trainer:
         # Methods that reshape feature maps want the other layout.
         tensor_cores = solver.TF32 or solver.AMP == "bf16"
         if takes_logits and (device.type == "cpu" or tensor_cores):
-            self.distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            lay_out(
+                self.distiller, self.data, solver.BATCH_SIZE, build_autocast(solver.AMP, device)
+            )
         self.table = None
         if weights and takes_logits and keeps != "off":
             self.table = shared.table(parts, self.distiller, weights, self.data)

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
 from ..config import load_cfg
-from ..data import facts, identity
+from ..data import facts, identity, is_own
 from ..errors import ConfigError, RunError
 from ..files import discard_parts, load, write_atomically, writing
 from ..models import pretrained
@@ -24,7 +24,9 @@ from ..sections import Parts
 from ..teacher import PRETRAINED, Weights, digest, fetch_weights, find_weights, load_weights
 from . import chain
 from .fit import Job, fit, fit_rows, stack_form
-from .folder import default_name, earlier_state, finished_before
+from .folder import ANEW, default_name, earlier_state, finished_before, set_aside
+from .identity import other_inputs
+from .record import read_record
 from .replicas import World
 from .run import Finished, Run
 from .shared import Shared
@@ -43,26 +45,31 @@ def train(
     world: World | None = None,
     weights: Weights | None = None,
     patience: float | None = None,
+    fresh: bool = False,
+    former: str = "",
 ) -> tuple[dict[str, Any], Path]:
     """Train as a config says, in the folder LOG.PREFIX/EXPERIMENT.PROJECT/name.
 
     The processes of `world`, each of which calls this, share every batch. A teacher's `weights`
     that are not given are looked for. A folder that another process works in is waited for, at
-    most `patience` seconds, by default LOCK_WAIT.
+    most `patience` seconds, by default LOCK_WAIT. Of a run that is finished already its record is
+    returned, if config, teacher, images and code are those of this call. With `fresh` what the
+    folder holds is moved to NAME,old1 beside it, and a run begins. A `former` name is that of the
+    folder of a run that goes on and is called `name` from now on.
 
     Returns:
         The record and the folder.
 
     Raises:
-        ConfigError: the folder holds a run already and `resume` is false, or that run's config or
-            teacher differs.
+        ConfigError: the folder holds a run already and `resume` is false, or that run's config,
+            teacher or images differ, or of a finished run the code of modules of one's own.
         RunError: another process works in the folder, data or weights are not to be had, or the
             loss became non-finite. What was saved stays as it is.
         Stopped: a signal came; the run is saved as it was after the step of the moment.
     """
     with StopSignals() as stop:
         shared = Shared(device, stop, world)
-        with opened(cfg, name, None, shared, resume, weights, patience) as run:
+        with opened(cfg, name, None, shared, resume, weights, patience, fresh, former) as run:
             if isinstance(run, Run):
                 fit(run)
             return run.record, run.folder
@@ -133,6 +140,8 @@ def opened(
     resume: bool,
     weights: Weights | None = None,
     patience: float | None = None,
+    fresh: bool = False,
+    former: str = "",
     alone: bool = True,
 ) -> Iterator[Run | Finished]:
     """A run, new or as it was left, while its folder is locked.
@@ -141,7 +150,8 @@ def opened(
         trainer: what the run before has left; it is used again if it fits.
     """
     import_modules(cfg.EXPERIMENT.IMPORT)  # in a process that did not read the config
-    folder, world = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name), shared.world
+    home, world = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT), shared.world
+    folder = home / (former or name)
     with ExitStack() as stack:
         state = record = None
         if world.first:
@@ -150,21 +160,39 @@ def opened(
                 lock = _locked(folder, LOCK_WAIT if patience is None else patience, shared.stop)
                 stack.callback(_leave, folder, lock)
                 discard_parts(folder)
+            if fresh:
+                set_aside(folder)
             record = finished_before(cfg, folder, resume)
             state = None if record else earlier_state(cfg, folder, resume)
+            before = record or state
+            if before and (apart := other_inputs(cfg, before, shared, weights)):
+                which = "finished" if record else "stopped"
+                raise ConfigError(f"{folder} holds a {which} run of {', '.join(apart)}: {ANEW}")
+            if former and not record:
+                with writing(home / name):
+                    folder.rename(home / name)
+        if former and not world.tell(record):
+            folder = home / name
         if record := world.tell(record):
-            _check_teacher(cfg, folder, record)
             print(f"{folder}: finished already")
             yield Finished(record, folder)
             return
-        weights = None if cfg.DISTILLER.TYPE == "NONE" else weights or _teacher(cfg, shared)
-        if world.tell(state is not None) and not world.first:
-            state = load(folder / "latest")
-        if state and weights:
-            _same_teacher(weights, state["teacher_sha256"], folder)
-        if trainer and (trainer.kind != kind(cfg) or trainer.weights is not weights):
-            trainer = None
-        yield Run(Parts.read(cfg), folder, shared, weights, state, trainer, alone)
+        try:
+            weights = None if cfg.DISTILLER.TYPE == "NONE" else weights or _teacher(cfg, shared)
+            if world.tell(state is not None) and not world.first:
+                state = load(folder / "latest")
+            if state and weights:
+                _same_teacher(weights, state["teacher_sha256"], folder)
+            if trainer and (trainer.kind != kind(cfg) or trainer.weights is not weights):
+                trainer = None
+            run = Run(Parts.read(cfg), folder, shared, weights, state, trainer, alone)
+        except BaseException:
+            if former and world.first:  # it does not go on
+                folder.rename(home / former)
+            raise
+        if former:
+            print(f"{home / former}: is called {name} from now on")
+        yield run
 
 
 def _locked(folder: Path, patience: float, stop: StopSignals) -> FileLock:
@@ -192,15 +220,6 @@ def _leave(folder: Path, lock: FileLock) -> None:
     lock.release()
 
 
-def _check_teacher(cfg: CfgNode, folder: Path, record: dict[str, Any]) -> None:
-    """Of a run that is finished: the teacher is the same one, if it is still there."""
-    node = cfg.DISTILLER
-    if record["teacher"] and not node.ASSISTANTS:
-        file = find_weights(node.TEACHER, identity(cfg.DATASET), checkpoint=node.TEACHER_CKPT)
-        if file:
-            _same_teacher(load_weights(file), record["teacher"]["sha256"], folder)
-
-
 def _same_teacher(weights: Weights, expected: str, folder: Path) -> None:
     if weights.sha256 != expected:
         raise ConfigError(
@@ -222,9 +241,25 @@ def _teacher(cfg: CfgNode, shared: Shared) -> Weights:
         network = chain.link(cfg).DISTILLER.STUDENT
         return shared.once(load_weights(file)._replace(network=network))
     if node.TEACHER_CKPT == PRETRAINED:
-        state = pretrained(node.TEACHER, facts(cfg.DATASET).classes)
+        known = facts(cfg.DATASET)
+        state = pretrained(node.TEACHER, known.classes, known.side)
         return shared.once(Weights(state, Path(node.TEACHER), digest(state)))
-    return shared.weights(teacher_file(cfg, shared.device, shared.world))
+    file = teacher_file(cfg, shared.device, shared.world)
+    if line := _of_other_images(cfg, file, shared):
+        print(f"warning: {line}")
+    return shared.weights(file)
+
+
+def _of_other_images(cfg: CfgNode, file: Path, shared: Shared) -> str:
+    """A line on a teacher that was trained here on images that have changed since, or ""."""
+    kept, node = file.with_suffix(".json"), cfg.DATASET
+    # Neither is the teacher's, and with either the images are others than it was told.
+    if node.HOLDOUT or node.PADDING >= 0 or not (is_own(node.TYPE) and kept.exists()):
+        return ""
+    before = read_record(kept)["environments"][-1].get("data")
+    if before in (None, shared.fingerprint(node)):
+        return ""
+    return f"{file}: this teacher was trained on other images or labels: remove it to train it anew"
 
 
 def teacher_file(cfg: CfgNode, device: torch.device, world: World) -> Path:

@@ -10,5 +10,6 @@ from .zoo import (
     is_network,
     pretrained,
     register_network,
+    set_layout,
     shapes_of,
 )

@@ -2,13 +2,14 @@
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..errors import ConfigError, brief
 from ..plugins import check_free, import_module
@@ -77,13 +78,15 @@ class LogitsOnly(nn.Module):
 
 def _without_prefix(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     inner = f"{prefix}network."
-    for key in [key for key in state if key.startswith(inner)]:
-        state[prefix + key.removeprefix(inner)] = state.pop(key)
+    keys = [key for key in state if key.startswith(inner)]
+    # All at once: the network in it may have a part called network, too.
+    state.update({prefix + key.removeprefix(inner): state.pop(key) for key in keys})
 
 
 def _with_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in [key for key in state if key.startswith(prefix)]:
-        state[f"{prefix}network.{key.removeprefix(prefix)}"] = state.pop(key)
+    keys = [key for key in state if key.startswith(prefix)]
+    inner = f"{prefix}network."
+    state.update({inner + key.removeprefix(prefix): state.pop(key) for key in keys})
 
 
 def is_network(name: str) -> bool:
@@ -112,7 +115,15 @@ def build_network(
         ConfigError: there is no such network here, it cannot be built, takes no such images, or
             gives no finite logits of shape (B, num_classes).
     """
-    network = _built(name, num_classes, dataset)
+    return _checked(_built(name, num_classes, dataset), name, num_classes, side, key)
+
+
+def _checked(network: nn.Module, name: str, num_classes: int, side: int, key: str) -> nn.Module:
+    """A network with the contract of ours, if that is what it answers with.
+
+    Raises:
+        ConfigError: it takes no such images, or gives no finite logits of shape (B, num_classes).
+    """
     answer = _answer(network, name, key, side)
     if isinstance(answer, Tensor):
         network = LogitsOnly(network, name)
@@ -147,15 +158,30 @@ def _built(name: str, num_classes: int, dataset: str) -> nn.Module:
 
 
 def _answer(network: nn.Module, name: str, key: str, side: int) -> Any:
-    training = network.training
     try:
-        with torch.no_grad():
-            return network.eval()(torch.zeros(2, 3, side, side))
+        with untouched(network):
+            return network(torch.zeros(2, 3, side, side))
     except Exception as error:  # whatever a network does with images that it is not made for
         reason = brief(str(error).split("\n", 1)[0])
         raise ConfigError(f"{key}: {name} takes no images of {side} x {side}: {reason}") from error
+
+
+@contextmanager
+def untouched(network: nn.Module) -> Iterator[None]:
+    """For a look at what a network answers, in evaluation mode and without gradients: afterwards
+    the modes of its parts and its buffers are what they were."""
+    modes = {module: module.training for module in network.modules()}
+    kept = {k: b.clone() for k, b in network.named_buffers() if not is_lazy(b)}
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
     finally:
-        network.train(training)
+        for name, buffer in network.named_buffers():
+            if name in kept:
+                buffer.data = kept[name]
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _is_pair(answer: Any) -> bool:
@@ -169,11 +195,20 @@ def _kind(thing: Any) -> str:
     return f"a {type(thing).__name__}"
 
 
-def pretrained(name: str, num_classes: int) -> dict[str, Tensor]:
+def set_layout(network: nn.Module, layout: torch.memory_format) -> None:
+    """Lay the weights of convolutions out in memory, and with them the maps: channels-last is
+    faster, but a network that flattens maps with `view` takes only torch's own layout."""
+    network.to(memory_format=layout)  # type: ignore[call-overload]
+
+
+def pretrained(name: str, num_classes: int, side: int) -> dict[str, Tensor]:
     """The state dict that timm or torchvision has for a network; it may be downloaded.
 
+    Args:
+        side: of the images that it is for, in pixels.
+
     Raises:
-        ConfigError: it has none, of another number of classes, or it cannot be had.
+        ConfigError: it has none, it cannot be had, or it is none for such images and classes.
     """
     library, _, rest = name.partition(":")
     try:
@@ -188,13 +223,8 @@ def pretrained(name: str, num_classes: int) -> dict[str, Tensor]:
             f"DISTILLER.TEACHER_CKPT pretrained, DISTILLER.TEACHER {name}: "
             f"{brief(str(error))}; where there is no network, name a file of its weights"
         ) from error
-    shape = tuple(network(torch.zeros(2, 3, 224, 224)).shape)
-    if shape != (2, num_classes):
-        raise ConfigError(
-            f"DISTILLER.TEACHER_CKPT pretrained: {name} is for {shape[1]} classes, the data set "
-            f"has {num_classes}"
-        )
-    return network.state_dict()
+    key = "DISTILLER.TEACHER_CKPT pretrained"
+    return _checked(network, name, num_classes, side, key).state_dict()
 
 
 def feature_shapes(name: str, num_classes: int, side: int, dataset: str) -> dict[str, Any]:
@@ -209,12 +239,15 @@ def feature_shapes(name: str, num_classes: int, side: int, dataset: str) -> dict
 
 
 def shapes_of(maps: Any) -> Any:
-    """The shape of a map without the batch, (C, H, W); of a list or a dict of maps alike."""
+    """The shape of a map without the batch, (C, H, W); of a list or a dict of maps alike; of
+    anything else the type's name."""
     if isinstance(maps, Tensor):
         return tuple(maps.shape[1:])
     if isinstance(maps, Mapping):
         return {key: shapes_of(part) for key, part in maps.items()}
-    return [shapes_of(part) for part in maps]
+    if isinstance(maps, (list, tuple)):
+        return [shapes_of(part) for part in maps]
+    return type(maps).__name__
 
 
 def home(name: str) -> str:

@@ -38,8 +38,9 @@ def write(
     data, _ = get_dataset(cfg.DATASET)
     chosen = torch.randperm(len(data), generator=epoch_generator(0, 0))[:images].sort().values
     weights = teacher_weights(cfg, torch.device("cpu"))
-    teacher = _network(cfg, "TEACHER", cfg.DISTILLER.TEACHER, data)
-    load_into(teacher, weights, cfg.DISTILLER.TEACHER)
+    name = weights.network or cfg.DISTILLER.TEACHER  # an assistant, where there are some
+    teacher = _network(cfg, "TEACHER", name, data)
+    load_into(teacher, weights, name)
     table = TeacherTable(
         Path(cfg.DISTILLER.TEACHER_TABLE_ROOT or default_cache()),
         teacher,
@@ -47,7 +48,7 @@ def write(
         cfg.DISTILLER.TEACHER_TABLE_DTYPE,
     )
     every = torch.arange(data.num_views)
-    views = _views(table.logits, chosen, every, cfg.DISTILLER.TEACHER)
+    views = _views(table.logits, chosen, every, name)
     target = data.targets[chosen]
     answers_of = {epoch: _view(epoch, len(chosen), data.num_views) for epoch, _ in students}
     answered = {e: views[torch.arange(len(chosen)), view] for e, view in answers_of.items()}
@@ -61,15 +62,15 @@ def write(
         ),
     }
     if second:
-        name, file = second
-        other = _network(cfg, "TEACHER", name, data)
-        load_into(other, load_weights(file), name)
+        beside, file = second
+        other = _network(cfg, "TEACHER", beside, data)
+        load_into(other, load_weights(file), beside)
         some = torch.randperm(data.num_views, generator=epoch_generator(0, 1))[:SOME]
-        theirs = _views(lambda i, view: other(data.batch(i, view).image)[0], chosen, some, name)
-        rows[f"a view with a view of {name}"] = anatomy.agreement(
+        theirs = _views(lambda i, view: other(data.batch(i, view).image)[0], chosen, some, beside)
+        rows[f"a view with a view of {beside}"] = anatomy.agreement(
             views[:, :2], theirs[:, :1], target, RATIO
         )
-        rows[f"the mean of views with that of {name}"] = anatomy.agreement(
+        rows[f"the mean of views with that of {beside}"] = anatomy.agreement(
             views, theirs, target, RATIO
         )
     fits, gradients = {}, {}
@@ -90,7 +91,8 @@ def write(
         if figure:
             figure.savefig(output / f"anatomy_{name}.svg", bbox_inches="tight")
     session = environment(torch.device("cpu"))
-    text = _text(cfg, weights.sha256, images, data.num_views, bins, rows, fits, gradients, session)
+    teaches = f"{name} (sha256 {weights.sha256[:16]})"
+    text = _text(cfg, teaches, images, data.num_views, bins, rows, fits, gradients, session)
     (output / "anatomy.md").write_text(text, encoding="utf-8")
     return output / "anatomy.md"
 
@@ -197,7 +199,7 @@ def _band(axes: Any, x: Any, rows: Sequence[Summary], place: int, label: str) ->
 
 def _text(
     cfg: CfgNode,
-    sha256: str,
+    teacher: str,
     images: int,
     views: int,
     bins: Sequence[Bin],
@@ -207,7 +209,7 @@ def _text(
     facts: dict[str, Any],
 ) -> str:
     lines = [
-        f"Teacher {cfg.DISTILLER.TEACHER} (sha256 {sha256[:16]}), {images:,} training images of "
+        f"Teacher {teacher}, {images:,} training images of "
         f"{cfg.DATASET.TYPE}, {views} views of each. Means with 95 % t intervals over images, of "
         f"gradients over batches of {BATCH}. torch {facts['torch']}, {facts['device_name']}, "
         f"commit {str(facts['git_commit'])[:12]}.",

@@ -6,8 +6,8 @@ import os
 import signal
 import threading
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import lru_cache
 from multiprocessing.connection import wait
@@ -19,14 +19,18 @@ import torch
 from tqdm import tqdm
 
 from ..engine import StopSignals, pick_device, train, train_many
+from ..engine.environment import CODE
 from ..engine.events import watched
 from ..engine.folder import differences, plain
+from ..engine.identity import other_inputs
 from ..engine.record import printable, read_record
+from ..engine.shared import Shared
 from ..errors import ConfigError, RunError, Stopped, counted
 from ..files import writing
 from .plan import Job, Study
 
 LOG = "log.txt"
+SOME = 3  # names of runs in one line
 PATIENCE = 1.0  # seconds between two looks at the running records
 # What its processes would each import; every optimizer asks for torch._dynamo, digits for sklearn.
 # None of them may ask for a GPU: what has one cannot be forked.
@@ -49,9 +53,11 @@ def run_jobs(jobs: Sequence[Job], launcher: Launcher, together: int = 1) -> dict
     Returns:
         name -> what went wrong, of the jobs that did not come to their end.
     """
-    if wrong := {job.name: reason for job in jobs if (reason := other_run(job))}:
+    if wrong := other_runs(jobs):
         return wrong
     left = [job for job in jobs if not finished(job)]
+    if left and (line := other_code(jobs)):
+        print(f"warning: {line}", flush=True)
     print(
         f"{counted(len(jobs), 'run')}: {len(jobs) - len(left)} finished already, {len(left)} to "
         f"go; each says how it goes on in {Path(jobs[0].folder.parent, '*', LOG)}",
@@ -192,19 +198,51 @@ def progress(study: Study) -> str:
     return "\n".join([*lines, last])
 
 
-def other_run(job: Job) -> str:
-    """Why the record in a job's folder is that of another run, and the way on; or ""."""
-    record = _record(job)
+def other_runs(jobs: Sequence[Job]) -> dict[str, str]:
+    """name -> why the record in a job's folder is that of another run, and the way on."""
+    shared = Shared(torch.device("cpu"), StopSignals())  # reads each file once
+    return {job.name: reason for job in jobs if (reason := _other_run(job, shared))}
+
+
+def _other_run(job: Job, shared: Shared) -> str:
+    record, which = _record(job), str(job.folder)
     if record is None:
         return ""
     if record["name"] != job.name:
         fault = f"a copy of {record['name']}"
     elif apart := differences(record["config"], plain(job.cfg)):
         fault = f"made with another config: {'; '.join(apart)}"
+    elif record["epochs"] and (apart := other_inputs(job.cfg, record, shared)):
+        fault, which = f"made with {', '.join(apart)}", f"it from {job.folder.parent}"
     else:
         return ""
-    way_on = f"remove {job.folder}, or give the study another `name:` or --output"
-    return printable(f"{fault}; {way_on}")
+    return printable(f"{fault}; remove {which}, or give the study another `name:` or --output")
+
+
+def other_code(jobs: Sequence[Job]) -> str:
+    """A line on runs that other code of this package has made, or ""."""
+    records = [record for job in jobs if (record := _record(job)) and record["epochs"]]
+    codes = [record["environments"][-1].get("code", CODE) for record in records]
+    others = [str(code)[:12] for code in codes if code != CODE]
+    if not others:
+        return ""
+    return (
+        f"{counted(len(others), 'run')} made by other code of mdistiller_ext (sha256 "
+        f"{', '.join(dict.fromkeys(others))}, this is {CODE[:12]}): `report` sets new ones beside "
+        f"them only with --allow code"
+    )
+
+
+def grouped(reasons: Mapping[str, str]) -> list[str]:
+    """A line for each reason, with the runs that have it."""
+    runs = defaultdict(list)
+    for name, reason in reasons.items():
+        runs[reason].append(name)
+    lines = []
+    for reason, names in runs.items():
+        more = f" and {len(names) - SOME} more" if len(names) > SOME else ""
+        lines.append(f"{', '.join(names[:SOME])}{more}: {reason}")
+    return lines
 
 
 def state(job: Job) -> tuple[str, int]:

@@ -43,7 +43,7 @@ def pack(study: Path, target: Path, *, unfinished: bool = False, overwrite: bool
         raise RunError(f"{study}: no {'' if unfinished else 'finished '}runs of a study in {RUNS}/")
 
     def write(sink: BinaryIO) -> None:
-        with tarfile.open(fileobj=sink, mode="w:xz") as archive:
+        with tarfile.open(fileobj=sink, mode="w:xz", dereference=True) as archive:
             for file in files:
                 archive.add(file, file.relative_to(study))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from ..config import acts, as_pairs, load_cfg, rule_of
+from ..config import FILES, acts, as_pairs, load_cfg, located, rule_of
 from ..errors import ConfigError, bare, brief
 from ..inert import effect, inert
 from ..packaged import beside
@@ -107,7 +107,7 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
     faults = _faults(tree)
     if faults:
         raise ConfigError("\n".join(f"{file}: {fault}" for fault in faults))
-    common = dict(leaves(tree.get("options", {}))) | as_pairs(options)
+    common = _options(tree, file) | as_pairs(options)
     jobs, wrong = [], [f"{file}: {fault}" for fault in _reserved(tree, common)]
     alike: dict[tuple[str, str], CfgNode] = {}  # reading a config takes its time
     is_seed = rule_of("SOLVER.SEED")[0]
@@ -116,7 +116,7 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
         name = slug(f"{student},{arm},seed{seed}")
         own = {"SOLVER.SEED": seed, "EXPERIMENT.NAME": name, "EXPERIMENT.PROJECT": RUNS}
         own |= {"LOG.PREFIX": str(output / slug(tree["name"]))}
-        settings = dict(leaves(node.get("options", {}))) | own
+        settings = _options(node, file) | own
         cfg_file = beside(file, tree["students"][student]) / node["cfg"]
         try:
             cfg = alike.get((student, arm))
@@ -150,6 +150,12 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
         output / slug(tree["name"]),
         hashlib.sha256(file.read_bytes()).hexdigest(),
     )
+
+
+def _options(node: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The options that a study file or an arm of it has; of files that lie beside it, where."""
+    options = dict(leaves(node.get("options", {})))
+    return options | {k: located(options[k], [file.parent]) for k in FILES if k in options}
 
 
 def _seeded(cfg: CfgNode, seed: int, name: str) -> CfgNode:

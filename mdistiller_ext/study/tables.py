@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ..config import PLACES
 from ..engine.environment import CONDITIONS
-from ..engine.folder import PLACES, plain
+from ..engine.folder import plain
 from ..errors import counted
 from ..settings import leaves
 from .analysis import Arm, Findings, beyond

@@ -31,8 +31,10 @@ class TabledTeacher:
     def answering(self, image: Tensor, rows: Tensor) -> Iterator[None]:
         """Within it, images (B, 3, H, W) have these logits (B, C)."""
         self.image, self.rows = image, rows
-        yield
-        self.image = None
+        try:
+            yield
+        finally:
+            self.image = None
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Mapping[str, Any]]:
         if image is self.image:

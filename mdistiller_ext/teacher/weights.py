@@ -1,17 +1,20 @@
 """Finding, downloading and loading the weights of pretrained networks."""
 
+import copy
 import hashlib
 import importlib.util
+import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import packaged
 from ..errors import ConfigError, RunError, brief
-from ..files import check_finite, download_folder, load, read
+from ..files import check_finite, download_folder, parse, read
 from ..models import cifar_model_dict
 from ..models.resnet import CHECKPOINTS
 
@@ -27,17 +30,36 @@ TOOLKIT_FILES = {
 PRETRAINED = "pretrained"  # as DISTILLER.TEACHER_CKPT: what timm or torchvision have
 
 
+State = Mapping[str, Tensor]
+# Entries of a file that hold a state dict, in the order in which they are tried: the raw weights
+# before their moving averages.
+RAW = ("model", "state_dict", "model_state_dict", "net")
+ENTRIES = (*RAW, "ema", "model_ema", "state_dict_ema", "ema_state_dict")
+# What wrappers put before the names in a state dict: DataParallel, torch.compile, Lightning, and a
+# distiller before its student's.
+PREFIXES = ("module.", "_orig_mod.", "model.", "student.")
+AVERAGED = "n_averaged"  # beside the weights of torch's AveragedModel
+# Entries of a checkpoint that say its top-1 accuracy, in percent or as a share.
+CLAIMS = ("top1", "test_top1", "test_acc", "acc1", "acc", "accuracy", "best_acc", "best_acc1")
+
+
 class Weights(NamedTuple):
     """A network's state dict, with the file it came from and that file's sha256.
 
     Attributes:
         network: its name, where it is not the config's teacher.
+        entry: the entry of the file that is the state dict, or "" where it is the whole file.
+        others: the state dicts in the file's other entries.
+        claim: (top-1 in percent, what says it) of the file or of the record beside it, or None.
     """
 
-    state: dict[str, Tensor]
+    state: State
     file: Path
     sha256: str
     network: str = ""
+    entry: str = ""
+    others: Mapping[str, State] = {}
+    claim: tuple[float, str] | None = None
 
 
 def find_weights(name: str, dataset: str, checkpoint: str = "") -> Path | None:
@@ -88,50 +110,188 @@ def fetch_weights(name: str, dataset: str) -> Path:
 def load_weights(file: Path) -> Weights:
     """Read a state dict without running any of the file's code.
 
-    It is the file's content, or its entry "model", as the toolkit writes it, or "state_dict". The
-    prefix "module." of a network that was trained in parallel is taken off.
+    It is the file's content, or the first of its ENTRIES that is one. The names in it stay as they
+    are: `load_into` knows which a network has.
 
     Raises:
         RunError: the file cannot be read, holds no state dict, or a NaN or an infinity.
     """
-    content = load(file)
+    raw = read(file)
+    content = parse(file, raw)
     if not isinstance(content, dict):
         raise RunError(f"{file}: expected a state dict, found a {type(content).__name__}")
-    state = next((content[key] for key in ("model", "state_dict") if key in content), content)
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    ):
+    found = {key: content[key] for key in ENTRIES if _is_state(content.get(key))}
+    if _is_state(content):
+        found = {"": content}
+    if not found:
         keys = ", ".join(brief(key) for key in [*content][:5])
+        names = ", ".join(f'"{key}"' for key in ENTRIES)
         raise RunError(
-            f'{file}: expected a state dict, or one as its entry "model" or "state_dict", found a '
-            f"dict of {keys or 'nothing'}"
+            f"{file}: expected a state dict, or one as one of its entries {names}, found a dict of "
+            f"{keys or 'nothing'}"
         )
-    check_finite(file, state)
-    if state and all(key.startswith("student.") for key in state):
-        raise RunError(f"{file}: holds the state of a run; its network is student_last beside it")
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return Weights(dict(state), file, hashlib.sha256(read(file)).hexdigest())
+    entry, *others = found
+    check_finite(file, found[entry])
+    return Weights(
+        found[entry],
+        file,
+        hashlib.sha256(raw).hexdigest(),
+        entry=entry,
+        others={key: found[key] for key in others},
+        claim=_claim(file, content),
+    )
 
 
 def load_into(model: nn.Module, weights: Weights, name: str) -> None:
-    """Strictly load weights into a network.
+    """Strictly load weights into a network, as torch does.
+
+    Names are tried as they are, then without each of PREFIXES that all of them, or those of one
+    part of the file, begin with; then with those of the network's own. What was taken off, or left,
+    is printed.
 
     Raises:
-        RunError: names or shapes differ; it says which, on both sides, and what the file holds.
+        RunError: nothing in the file fits the network, or two parts of it do; it says the names
+            and shapes on both sides, and what the file holds.
     """
-    expected, found = _shapes(model.state_dict()), _shapes(weights.state)
-    if expected != found:
-        key = next(k for k in [*expected, *found] if expected.get(k) != found.get(k))
-        raise RunError(
-            f"{weights.file}: does not fit {name}: {key} has shape {found.get(key, 'none')} in "
-            f"the file ({len(found)} tensors) and {expected.get(key, 'none')} in {name} "
-            f"({len(expected)} tensors){_holds(found)}"
-        )
-    model.load_state_dict(weights.state)
+    expected = model.state_dict()
+    tried: list[_Form] = []
+    for entry, state in {weights.entry: weights.state, **weights.others}.items():
+        for form in _forms(state):
+            tried.append(form)
+            for wrap, _ in _stripped(expected):
+                if _accepts(model, {wrap + key: value for key, value in form.state.items()}):
+                    _check_alone(model, weights.file, form, name)
+                    if entry != weights.entry:
+                        check_finite(weights.file, form.state)
+                    _say(weights, entry, form, wrap)
+                    return
+    # The nearest: the one with the most names that the network has.
+    form = max(tried, key=lambda form: len(form.state.keys() & expected.keys()))
+    shapes, found = _shapes(expected), _shapes(form.state)
+    key = next((k for k in [*shapes, *found] if shapes.get(k) != found.get(k)), "nothing")
+    raise RunError(
+        f"{weights.file}: does not fit {name}: {key} has shape {found.get(key, 'none')} in "
+        f"the file ({len(found)} tensors{_parts(form)}) and {shapes.get(key, 'none')} in {name} "
+        f"({len(shapes)} tensors){_holds(found)}"
+    )
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+class _Form(NamedTuple):
+    """A state dict as a network may have it.
+
+    Attributes:
+        taken: the prefixes that were taken off its names.
+        rest: what else the file has beside this part, by what their names begin with.
+    """
+
+    state: State
+    taken: str = ""
+    rest: Mapping[str, State] = {}
+
+
+def _forms(state: State) -> Iterator[_Form]:
+    """A state dict as it is, then without prefixes, then its parts that have one."""
+    for taken, bare in _stripped(state):
+        yield _Form(bare, taken)
+    for prefix in PREFIXES:
+        if part := _under(prefix, bare):
+            heads = dict.fromkeys(f"{key.split('.', 1)[0]}." for key in bare)
+            rest = {taken + head: _under(head, bare) for head in heads if head != prefix}
+            for more, inner in _stripped(part):
+                yield _Form(inner, taken + prefix + more, rest)
+
+
+def _stripped(state: State) -> Iterator[tuple[str, State]]:
+    """(what was taken off, the rest): as it is, then without each of PREFIXES that all have."""
+    taken = ""
+    yield taken, state
+    while True:
+        bare = {key: value for key, value in state.items() if key != AVERAGED}
+        prefix = next((p for p in PREFIXES if bare and all(k.startswith(p) for k in bare)), "")
+        if not prefix:
+            return
+        taken, state = taken + prefix, _under(prefix, bare)
+        yield taken, state
+
+
+def _under(prefix: str, state: State) -> State:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _accepts(model: nn.Module, state: State) -> bool:
+    """Load a state dict if the network takes it; it stays as it was if not."""
+    before = copy.deepcopy(model.state_dict())
+    try:
+        model.load_state_dict(state)
+    except Exception:  # names or shapes differ; a network may have checks of its own
+        model.load_state_dict(before)
+        return False
+    return True
+
+
+def _check_alone(model: nn.Module, file: Path, form: _Form, name: str) -> None:
+    """Refuse a part of a file beside which another fits as well."""
+    for head, part in form.rest.items():
+        if any(_accepts(model, bare) for _, bare in _stripped(part)):
+            raise RunError(
+                f"{file}: holds several networks that fit {name}: {form.taken}* and {head}*: save "
+                f"the one that is meant as a file of its own"
+            )
+
+
+def _say(weights: Weights, entry: str, form: _Form, wrap: str) -> None:
+    """One line on what was taken of a file, where it was not all or not as it is."""
+    lines = []
+    if weights.others:
+        others = [f'"{key}"' for key in (weights.entry, *weights.others) if key != entry]
+        left = ", ".join(others)
+        lines.append(f'takes the entry "{entry}", not {left} (a file of that alone gives it)')
+    if form.taken:
+        lines.append(f"takes the prefix {form.taken} off its names")
+    if wrap:
+        lines.append(f"puts the prefix {wrap} before its names")
+    if form.rest:
+        lines.append(f"leaves {', '.join(f'{head}*' for head in form.rest)}")
+    if lines:
+        print(f"{weights.file}: {'; '.join(lines)}")
+
+
+def _parts(form: _Form) -> str:
+    heads = [f"{form.taken}*", *(f"{head}*" for head in form.rest)]
+    return f" as {heads[0]}, beside {', '.join(heads[1:])}" if form.rest else ""
+
+
+def _is_state(content: Any) -> bool:
+    return isinstance(content, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    )
+
+
+def _claim(file: Path, content: Mapping[str, Any]) -> tuple[float, str] | None:
+    """The top-1 that a checkpoint claims, or the record beside it."""
+    for key in CLAIMS:
+        top1 = content.get(key)
+        if isinstance(top1, Tensor) and top1.numel() == 1:
+            top1 = top1.item()
+        if isinstance(top1, (int, float)) and 0 < top1 <= 100:
+            return (100.0 if top1 <= 1 else 1.0) * top1, key
+    of_run = file.name.startswith("student_")
+    record = file.with_name("record.json") if of_run else file.with_suffix(".json")
+    with suppress(RunError, ValueError, LookupError, TypeError):  # it need not be a record
+        found = json.loads(read(record))
+        return float(_recorded(file.name, found)), f"{record}, of {found['data']['evaluated_on']}"
+    return None
+
+
+def _recorded(name: str, record: Any) -> Any:
+    """The top-1 of a file of a run, in percent, as the run's record has it."""
+    _, _, which = name.partition("student_")
+    if which.isdigit():
+        return record["epochs"][int(which) - 1]["test_top1"]
+    return record["best_epoch_top1_selected_on_test" if which == "best" else "last_epoch_top1"]
+
+
+def _shapes(state: State) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 

@@ -1,0 +1,137 @@
+"""What decides a run's numbers beside its config: the teacher's weights, networks that were given,
+images and labels, code from outside this package."""
+
+import hashlib
+import inspect
+import re
+import textwrap
+import tokenize
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from yacs.config import CfgNode
+
+from ..data import identity, is_own
+from ..distillers import source
+from ..files import bare_code
+from ..models.zoo import OWN
+from ..teacher import Weights, digest, find_weights
+from ..toolkit.methods import toolkit_hash
+from . import chain
+from .environment import imported
+from .folder import differences, plain
+from .shared import Shared
+
+GIVEN = "given:"  # begins the name of a network that was given as an object
+
+
+def inputs(cfg: CfgNode, shared: Shared) -> dict[str, Any]:
+    """Hashes of what a run takes in, the teacher's weights apart, as its record's session has them.
+
+    Raises:
+        ConfigError, RunError: as `get_dataset`.
+    """
+    networks = {role: cfg.DISTILLER[role.upper()] for role in ("student", "teacher")}
+    given = {
+        role: network_hash(OWN[name](num_classes=0))
+        for role, name in networks.items()
+        if name.startswith(GIVEN)
+    }
+    return {
+        "toolkit": toolkit_hash() if source(cfg.DISTILLER) == "mdistiller" else None,
+        "imported": imported(cfg),
+        "data": shared.fingerprint(cfg.DATASET) if is_own(cfg.DATASET.TYPE) else None,
+        "given": given or None,
+    }
+
+
+def network_hash(network: nn.Module) -> str:
+    """sha256 of a network's weights, of its layers and their settings, and of its classes' code."""
+    text = [digest(network.state_dict()), re.sub(r" at 0x\w+", "", repr(network))]
+    classes = {type(part) for part in network.modules()}
+    for cls in sorted(classes, key=lambda cls: cls.__qualname__):
+        if cls.__module__.split(".")[0] != "torch":
+            with suppress(OSError, TypeError):  # typed into a session that keeps no source
+                code = textwrap.dedent(inspect.getsource(cls))
+                with suppress(SyntaxError, tokenize.TokenError):
+                    code = bare_code(code)
+                text.append(code)
+    return hashlib.sha256("\n".join(text).encode()).hexdigest()
+
+
+def other_inputs(
+    cfg: CfgNode, before: Mapping[str, Any], shared: Shared, weights: Weights | None = None
+) -> list[str]:
+    """What a run took in that it would not take in now: phrases, as "other images or labels".
+
+    What is not there to be compared, as a teacher that is still to be trained, counts as equal. Of
+    a run that is not finished code may change: its record names each session's.
+
+    Args:
+        before: a record, or what `latest` holds.
+        weights: of the teacher, where they are given.
+    """
+    session, now = before["environments"][-1], inputs(cfg, shared)
+    state = "teacher_sha256" in before
+    phrases = other_links(cfg, before.get("chain", []))
+    teacher = before["teacher_sha256"] if state else (before.get("teacher") or {}).get("sha256")
+    found = weights or teacher_here(cfg, shared)
+    if teacher and found and found.sha256 != teacher and not phrases:
+        phrases.append(
+            f"another teacher (sha256 {teacher[:12]}, {found.file} has {found.sha256[:12]})"
+        )
+    if _differ(session, now, "data"):
+        phrases.append("other images or labels")
+    if _differ(session, now, "given"):
+        phrases += [
+            f"another {role} than the given one"
+            for role in _keys(session["given"], now["given"])
+            if not (role == "teacher" and phrases)
+        ]
+    if not state:
+        if _differ(session, now, "imported"):
+            names = _keys(session["imported"], now["imported"])
+            phrases.append(f"other code of {', '.join(names)}")
+        if _differ(session, now, "toolkit"):
+            phrases.append("other code of mdistiller")
+    return phrases
+
+
+def other_links(cfg: CfgNode, before: list[dict[str, Any]]) -> list[str]:
+    """What differs between the assistants of a record and those of a config."""
+    if not before or not cfg.DISTILLER.ASSISTANTS:
+        return []
+    pairs = zip(before, chain.links(cfg), strict=False)
+    return [
+        f"another assistant {link['student']} ({'; '.join(apart)})"
+        for link, own in pairs
+        if (apart := differences(link["config"], plain(own)))
+    ]
+
+
+def teacher_here(cfg: CfgNode, shared: Shared) -> Weights | None:
+    """The teacher's weights if they are in a file that is there."""
+    node = cfg.DISTILLER
+    if node.TYPE == "NONE":
+        return None
+    if node.ASSISTANTS:
+        file: Path | None = chain.folder(cfg) / "student_last"
+    elif node.TEACHER_CKPT and not Path(node.TEACHER_CKPT).is_file():
+        return None
+    else:
+        file = find_weights(node.TEACHER, identity(cfg.DATASET), checkpoint=node.TEACHER_CKPT)
+    return shared.weights(file) if file and file.is_file() else None
+
+
+def _keys(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
+    """The keys whose values differ."""
+    one, other = before or {}, now or {}
+    return [key for key in {**one, **other} if one.get(key) != other.get(key)]
+
+
+def _differ(session: Mapping[str, Any], now: Mapping[str, Any], key: str) -> bool:
+    """Whether a session says something else; older records do not name everything."""
+    return key in session and session[key] != now[key]
