@@ -24,7 +24,7 @@ from conftest import (
 )
 from filelock import FileLock
 
-from mdistiller_ext import config
+from mdistiller_ext import config, distiller_dict
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.engine import (
     default_name,
@@ -129,6 +129,38 @@ def test_resume_equals_uninterrupted(digits_cfg, trained, monkeypatch, where, ca
     assert record["status"] == "finished"
     assert_same_run(trained("dkd_dat"), parts)
     assert not list(parts.glob(".*.part"))
+
+
+class Scaled(distiller_dict["KD"]):
+    """With scales of its own of one shape, which weight decay leaves alone."""
+
+    def __init__(self, student, teacher, cfg):
+        super().__init__(student, teacher, cfg)
+        self.scales = torch.nn.ParameterList(torch.ones(()) for _ in range(12))
+
+    def get_learnable_parameters(self):
+        return [*super().get_learnable_parameters(), *self.scales]
+
+    def get_undecayed_parameters(self):
+        return list(self.scales)
+
+    def forward_train(self, **kwargs):
+        logits, losses = super().forward_train(**kwargs)
+        pulls = [place * (scale - place).square() for place, scale in enumerate(self.scales)]
+        return logits, {**losses, "loss_scales": 1e-3 * torch.stack(pulls).sum()}
+
+
+def test_each_parameter_goes_on_with_its_own_momentum(digits_cfg, monkeypatch):
+    monkeypatch.setitem(distiller_dict, "KD", Scaled)
+    cfg = digits_cfg("kd", "SOLVER.EPOCHS", "1")
+    _, whole = train(cfg, "whole", CPU)
+    with signal_at(1, 5):
+        train(cfg, "parts", CPU)
+    _, parts = train(cfg, "parts", CPU, resume=True)
+    assert_same_run(whole, parts)
+    states = [torch.load(folder / "latest", weights_only=True) for folder in (whole, parts)]
+    one, other = ([v for k, v in s["model"].items() if "scales" in k] for s in states)
+    assert one == other and len(one) == 12
 
 
 KILLED = """

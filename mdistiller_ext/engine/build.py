@@ -199,7 +199,8 @@ def build_table(networks: Networks, distiller: Distiller, data: ImageSet) -> Tea
 
 def build_optimizer(solver: Solver, distiller: Distiller) -> torch.optim.Optimizer:
     ours = isinstance(distiller, Distiller)  # a method of the toolkit is none
-    apart = set(distiller.get_undecayed_parameters()) if ours else set()
+    # A dict, for a set's order is that of addresses, and a resumed run needs the same one.
+    apart = dict.fromkeys(distiller.get_undecayed_parameters() if ours else ())
     decayed = [p for p in distiller.get_learnable_parameters() if p not in apart]
     groups: list[dict[str, Any]] = [{"params": decayed}]
     if apart:
