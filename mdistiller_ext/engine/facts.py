@@ -1,17 +1,20 @@
 """What the record of a run says of what it was put together from."""
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..data import ImageSet, is_own
+from ..data import Dataset, ImageSet, is_own
 from ..distillers import source
+from ..errors import RunError
 from ..inert import weak_teacher
 from ..sections import Parts
 from ..teacher import Weights, digest
 from ..toolkit.methods import toolkit_facts, toolkit_hash
 from .environment import environment, imported
 from .evaluation import numbers, performance
+from .record import read_record
 from .shared import Shared
 from .trainer import Trainer
 
@@ -76,11 +79,48 @@ def teacher_facts(
     measured = numbers(performance(logits, test_set.targets))
     name = weights.network or parts.networks.TEACHER
     print(f"teacher {name} from {weights.file}: test top-1 {measured['top1']:.2f} %")
-    if weak := weak_teacher(name, measured["top1"], parts.classes):
-        print(f"warning: {weak}")
+    if doubt := unlike_holdout(parts.dataset, weights.file):
+        doubt = f"the teacher {doubt}; DISTILLER.TEACHER_CFG can train one on this run's images"
+    for line in filter(None, (weak_teacher(name, measured["top1"], parts.classes), doubt)):
+        print(f"warning: {line}")
     return {
         "name": name,
         "file": str(weights.file),
         "sha256": weights.sha256,
+        "holdout": doubt,
         **{f"test_{key}": value for key, value in measured.items()},
     }
+
+
+def unlike_holdout(dataset: Dataset, file: Path) -> str:
+    """A line on weights that were, or may have been, trained on images that are held out here, or
+    without images that are not; or "".
+
+    A record beside the file says what they were trained on, and by which teacher.
+    """
+    share, seed = dataset.HOLDOUT, dataset.HOLDOUT_SEED
+    here = f"DATASET.HOLDOUT {share}, HOLDOUT_SEED {seed}"
+    record = _beside(file, dataset.TYPE)
+    if not record:
+        doubt = f"{file} may have been trained on the held-out images ({here})"
+        return f"{doubt}: no record beside it says otherwise" if share else ""
+    node = record["config"]["DATASET"]
+    theirs = node.get("HOLDOUT", 0.0), node.get("HOLDOUT_SEED", 0)
+    trained = f"{file} was trained with DATASET.HOLDOUT {theirs[0]}, HOLDOUT_SEED {theirs[1]}"
+    # Of one seed, a larger share holds out what a smaller one does, and more.
+    if share and (theirs[0] < share or theirs[1] != seed):
+        return f"{trained}, so on held-out images ({here})"
+    if theirs[0] > share:
+        return f"{trained}, so without some of the images that are trained on here ({here})"
+    before = record["teacher"]
+    return unlike_holdout(dataset, Path(before["file"])) if share and before else ""
+
+
+def _beside(file: Path, kind: str) -> dict[str, Any] | None:
+    """The record of the run on a data set of this kind that left a file of weights, or None."""
+    of_run = file.name.startswith("student_")
+    try:
+        record = read_record(file.parent / "record.json" if of_run else file.with_suffix(".json"))
+    except (RunError, ValueError):  # there is none; no file has such a name
+        return None
+    return record if record["config"]["DATASET"]["TYPE"] == kind else None

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
 from ..config import load_cfg
-from ..data import facts, identity
+from ..data import facts, identity, trained_on
 from ..errors import ConfigError, RunError
 from ..files import discard_parts, load, write_atomically, writing
 from ..models import pretrained
@@ -212,10 +212,8 @@ def _leave(folder: Path, lock: FileLock) -> None:
 def _check_teacher(cfg: CfgNode, folder: Path, record: dict[str, Any]) -> None:
     """Of a run that is finished: the teacher is the same one, if it is still there."""
     node = cfg.DISTILLER
-    if record["teacher"] and not node.ASSISTANTS:
-        file = find_weights(node.TEACHER, identity(cfg.DATASET), checkpoint=node.TEACHER_CKPT)
-        if file:
-            _same_teacher(load_weights(file), record["teacher"]["sha256"], folder)
+    if record["teacher"] and not node.ASSISTANTS and (file := _found(cfg)):
+        _same_teacher(load_weights(file), record["teacher"]["sha256"], folder)
 
 
 def _same_teacher(weights: Weights, expected: str, folder: Path) -> None:
@@ -245,13 +243,24 @@ def _teacher(cfg: CfgNode, shared: Shared) -> Weights:
 
 
 def teacher_file(cfg: CfgNode, device: torch.device, world: World) -> Path:
-    wanted, file = (cfg.DISTILLER.TEACHER, identity(cfg.DATASET)), None
+    file = None
     if world.first:
-        file = find_weights(*wanted, checkpoint=cfg.DISTILLER.TEACHER_CKPT)
+        file = _found(cfg)
         if not file and cfg.DISTILLER.TEACHER_CFG:
             file = train_teacher(cfg, device)
-        file = file or fetch_weights(*wanted)
+        file = file or fetch_weights(cfg.DISTILLER.TEACHER, identity(cfg.DATASET))
     return world.tell(file)
+
+
+def _found(cfg: CfgNode) -> Path | None:
+    """The file of the teacher's weights that is there: the named one, or one in the usual places.
+
+    Where DISTILLER.TEACHER_CFG can train one without the images that are held out, only that one.
+    """
+    node = cfg.DISTILLER
+    names = [trained_on(cfg.DATASET), *([] if node.TEACHER_CFG else [identity(cfg.DATASET)])]
+    found = (find_weights(node.TEACHER, name, node.TEACHER_CKPT) for name in names)
+    return next(filter(None, found), None)
 
 
 def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
@@ -260,9 +269,12 @@ def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
     places = ["LOG.PREFIX", cfg.LOG.PREFIX]
     for key in ("ROOT", "SIDE", "MEAN", "STD"):
         places += [f"DATASET.{key}", cfg.DATASET[key]]
+    held: list[Any] = []
+    for key in ("HOLDOUT", "HOLDOUT_SEED"):
+        held += [f"DATASET.{key}", cfg.DATASET[key]]
     where = cfg.DISTILLER.TEACHER_CFG
     try:
-        teacher_cfg = load_cfg(where, places)
+        teacher_cfg = load_cfg(where, [*places, *held])
     except ConfigError as error:
         faults = [fault.removeprefix(f"--cfg {where}: ") for fault in str(error).splitlines()]
         lines = [f"DISTILLER.TEACHER_CFG {where}: {fault}" for fault in faults]
@@ -278,14 +290,15 @@ def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
             f"DISTILLER.TEACHER_CFG: {where} trains {trained[0]} on "
             f"{trained[1]}, expected {name} on {dataset}"
         )
-    file = Path("checkpoints", identity(cfg.DATASET), f"{name}.pth")
+    file = Path("checkpoints", trained_on(cfg.DATASET), f"{name}.pth")
+    run = default_name(teacher_cfg, held if cfg.DATASET.HOLDOUT else ())
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file.with_suffix(".lock")).acquire()
     with lock:
         if not file.exists():
             print(f"no weights of {name} on {dataset} yet: training it first, {file} will keep it")
-            _, folder = train(teacher_cfg, default_name(teacher_cfg), device, resume=True)
+            _, folder = train(teacher_cfg, run, device, resume=True)
             for source, kept in (
                 ("record.json", file.with_suffix(".json")),
                 ("student_last", file),
