@@ -90,7 +90,7 @@ def build_distiller(cfg: CfgNode, weights: Weights | None, data: ImageSet) -> Di
         teacher = network("TEACHER", name)
         load_into(teacher, weights, name)
     if source(cfg.DISTILLER) == "mdistiller":
-        with _fitting(cfg.DISTILLER.TYPE, student, teacher, _few(data)):
+        with _fitting(cfg.DISTILLER.TYPE, student, teacher, few(data)):
             return build_toolkit_distiller(cfg, student, teacher, data.targets)
     return distiller_dict[cfg.DISTILLER.TYPE](student, teacher, cfg)
 
@@ -101,16 +101,17 @@ def takes_features(distiller: Distiller, data: ImageSet) -> set[str]:
     Raises:
         ConfigError: a method of the toolkit cannot live with those of these networks.
     """
-    batch = _few(data)
+    batch = few(data)
     if isinstance(distiller, Distiller):
         return features_taken(distiller, batch)
     with _fitting(distiller.TYPE, distiller.student, distiller.teacher, batch):
         return features_taken(distiller, batch)
 
 
-def _few(data: ImageSet) -> Batch:
-    few = torch.arange(min(4, len(data)), device=data.targets.device)
-    return data.batch(few, torch.zeros_like(few))
+def few(data: ImageSet) -> Batch:
+    """A batch of four images, or of all where there are fewer."""
+    index = torch.arange(min(4, len(data)), device=data.targets.device)
+    return data.batch(index, torch.zeros_like(index))
 
 
 @contextmanager

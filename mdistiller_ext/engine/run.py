@@ -149,7 +149,8 @@ class Run:
         self._write_record("running")
         try:
             for epoch in range(first, epochs + 1):
-                self.history.append((yield from self._epoch(epoch, progress)))
+                # Of several processes all have the history, and later the record, of the first.
+                self.history.append(self.world.tell((yield from self._epoch(epoch, progress))))
                 self.meter.start(epoch + 1)
                 self.spent = 0.0
                 self._save()
@@ -157,11 +158,12 @@ class Run:
                     events.add(self.history[-1])
                     progress.close(self.history[-1])
                 # Processes of one run stop together, which they can here.
-                self.stop.signum = self.world.tell(self.stop.signum)
+                self.stop.signum = self.world.largest(self.stop.signum)
                 if epoch < epochs:
                     self.stop.check()
             self.writer.wait()
             self._write_record("finished")
+            self.record = self.world.tell(self.record)
         except BaseException as error:
             stopped, step = isinstance(error, (KeyboardInterrupt, GeneratorExit)), 0
             with suppress(RunError):  # a full disk must not hide what happened first
@@ -221,7 +223,8 @@ class Run:
         try:
             self._check_weights()
             test_metrics = {}
-            if epoch % self.parts.log.EVAL_EVERY == 0 or epoch == solver.EPOCHS:
+            due = epoch % self.parts.log.EVAL_EVERY == 0 or epoch == solver.EPOCHS
+            if due and self.world.first:
                 measured = self._evaluate()
                 yield from self._device()
                 test_metrics = numbers(measured)
@@ -303,8 +306,6 @@ class Run:
         )
 
     def _evaluate(self) -> dict[str, Tensor]:
-        if not self.world.first:
-            return {"top1": torch.zeros(())}  # the first process evaluates and writes
         logits = self._predict(self.student)
         measured = performance(logits, self.test_set.targets)
         if self.logits_teacher is not None:
