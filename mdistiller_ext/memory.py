@@ -1,6 +1,7 @@
 """What fits into memory, said before it is tried."""
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +28,23 @@ def check_memory(nbytes: int, what: str, advice: str, device: str | torch.device
             f"{what}: {nbytes / 1e9:,.2f} GB of {'the GPU' if cuda else 'memory'}, where "
             f"{free / 1e9:,.2f} GB are free: {advice}"
         )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether something found no memory, of a device or of the machine."""
+    known = r"out of memory|can't allocate memory|ALLOC_FAILED"
+    theirs = isinstance(error, RuntimeError) and not isinstance(error, RunError)
+    return isinstance(error, MemoryError) or (theirs and bool(re.search(known, str(error))))
+
+
+def out_of_memory(error: BaseException) -> RunError:
+    """What a run says of it, in one line."""
+    asked = re.search(r"[Tt]ried to allocate ([\d.,]+ \w+)", str(error))
+    return RunError(
+        f"out of memory{f': {asked[1]} more were asked for' if asked else ''}: take a smaller "
+        f"SOLVER.BATCH_SIZE or DATASET.TEST.BATCH_SIZE, fewer runs at once (--together, --jobs), "
+        f"or DISTILLER.TEACHER_TABLE off"
+    )
 
 
 def free_memory() -> int:

@@ -452,6 +452,47 @@ def test_what_the_last_step_breaks_is_never_kept(digits_cfg, monkeypatch, damage
     assert torch.load("output/digits/r/latest", weights_only=True)["epoch"] == 1
 
 
+OUT_OF_MEMORY = {
+    "torch's": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"),
+    "CUDA's": RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported"),
+    "a CPU's": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
+    "Python's": MemoryError(),
+}
+WAY_OUT = r"take a smaller SOLVER.BATCH_SIZE .*--together"
+
+
+@pytest.mark.parametrize("whose", OUT_OF_MEMORY)
+def test_out_of_memory_in_a_capture_is_no_reason_to_run_without(
+    digits_cfg, monkeypatch, captured, capsys, whose
+):
+    def fails(*_, **__):
+        raise OUT_OF_MEMORY[whose]
+
+    captured(2)
+    monkeypatch.setattr(trainer, "DeviceSteps", fails)
+    with pytest.raises(RunError, match=WAY_OUT) as raised:
+        train(digits_cfg(), "r", CPU)
+    assert "without a CUDA graph" not in capsys.readouterr().out
+    assert "\n" not in str(raised.value)
+    assert ("2.50 GiB" in str(raised.value)) == (whose == "torch's")
+
+
+def test_out_of_memory_in_a_step_is_one_line(digits_cfg, monkeypatch):
+    class Late(distiller_dict["NONE"]):
+        def forward_train(self, **kwargs):
+            calls.append(0)
+            if len(calls) == 10:
+                raise OUT_OF_MEMORY["torch's"]
+            return super().forward_train(**kwargs)
+
+    calls = []
+    monkeypatch.setitem(distiller_dict, "NONE", Late)
+    with pytest.raises(RunError, match=rf"{WAY_OUT}.*; \S*r keeps the state after epoch 1$"):
+        train(digits_cfg(), "r", CPU)
+    record = read_record(Path("output/digits/r/record.json"))
+    assert record["status"] == "failed" and record["error"].startswith("out of memory")
+
+
 def test_a_run_that_diverges_at_once_keeps_nothing_and_starts_again(digits_cfg, workdir):
     cfg = digits_cfg("vanilla", "SOLVER.LR", "1e30")
     for resume in (False, True):

@@ -19,6 +19,7 @@ from ..data import Batch, ImageSet, facts
 from ..distillers import Distiller, distiller_dict, source
 from ..errors import ConfigError, RunError, brief
 from ..files import default_cache
+from ..memory import is_out_of_memory
 from ..models import ResNet, activated, build_network, shapes_of
 from ..sections import Networks, Solver
 from ..teacher import TeacherTable, Unwritable, Weights, features_taken, load_into
@@ -128,6 +129,8 @@ def _fitting(
     except (ConfigError, RunError):
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         pair = {"student": student, "teacher": teacher}
         shapes = [f"{role} {_features(net, batch)}" for role, net in pair.items() if net]
         raise ConfigError(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, RunError, Stopped
 from ..files import save
 from ..inert import inert
+from ..memory import is_out_of_memory, out_of_memory
 from ..sections import Parts
 from ..seeding import epoch_generator, random_state, set_random_state
 from ..teacher import Weights
@@ -165,6 +166,8 @@ class Run:
             self._write_record("finished")
             self.record = self.world.tell(self.record)
         except BaseException as error:
+            if is_out_of_memory(error):
+                error = out_of_memory(error)
             stopped, step = isinstance(error, (KeyboardInterrupt, GeneratorExit)), 0
             with suppress(RunError):  # a full disk must not hide what happened first
                 try:

@@ -9,6 +9,7 @@ from yacs.config import CfgNode
 
 from ..distillers import Distiller, Logit, Vanilla
 from ..errors import ConfigError
+from ..memory import is_out_of_memory
 from ..sections import Parts
 from ..seeding import random_state, seed_everything
 from ..settings import leaves
@@ -204,6 +205,8 @@ class Trainer:
                 stacked=self.stacked,
             )
         except Exception as error:  # whatever a method does that a capture forbids
+            if is_out_of_memory(error):
+                raise
             reason = str(error).split("\n", 1)[0]
             print(f"{method} runs without a CUDA graph: {reason}")
             return None

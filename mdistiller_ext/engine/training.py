@@ -18,6 +18,7 @@ from ..config import load_cfg
 from ..data import facts, identity, trained_on
 from ..errors import ConfigError, RunError
 from ..files import discard_parts, load, write_atomically, writing
+from ..memory import is_out_of_memory, out_of_memory
 from ..models import pretrained
 from ..plugins import import_modules
 from ..sections import Parts
@@ -181,7 +182,13 @@ def opened(
             state = load(folder / "latest")
         if state and weights:
             _same_teacher(weights, state["teacher_sha256"], folder)
-        yield Run(Parts.read(cfg), folder, lane, weights, state)
+        try:
+            run = Run(Parts.read(cfg), folder, lane, weights, state)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(error) from error
+        yield run
 
 
 def _locked(folder: Path, patience: float, stop: StopSignals) -> FileLock:
