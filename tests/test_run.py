@@ -29,6 +29,7 @@ from mdistiller_ext.config import load_cfg
 from mdistiller_ext.engine import (
     default_name,
     events,
+    facts,
     run,
     train,
     train_many,
@@ -509,6 +510,23 @@ def test_bf16_trains_with_losses_in_float32(digits_cfg, trained):
     first, expected = record["epochs"][0]["loss"], exact["epochs"][0]["loss"]
     assert first != expected and first == pytest.approx(expected, rel=0.1)
     assert all(v.dtype in (torch.float32, torch.int64) for v in weights(folder).values())
+
+
+def test_what_gains_nothing_here_is_said(digits_cfg, monkeypatch, capsys):
+    class Features(distiller_dict["KD"]):
+        def forward_train(self, *, image, **kwargs):
+            self.student(image)[1]["pooled_feat"]
+            return super().forward_train(image=image, **kwargs)
+
+    monkeypatch.setitem(distiller_dict, "KD", Features)
+    monkeypatch.setattr(facts, "cpu_facts", lambda: {"flags": "avx2 avx512f"})
+    settings = dict.fromkeys(("TF32", "SYNC_BN", "COMPILE"), "True")
+    settings |= {"AMP": "bf16", "STACK": "vmap"}
+    options = [word for key, value in settings.items() for word in (f"SOLVER.{key}", value)]
+    train(digits_cfg("kd", *options, "SOLVER.EPOCHS", "1"), "r", CPU)
+    output = capsys.readouterr().out
+    for key, value in settings.items():
+        assert f"warning: SOLVER.{key}: {value} " in output, key
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..data import Dataset, ImageSet, is_own
@@ -12,11 +13,15 @@ from ..inert import weak_teacher
 from ..sections import Parts
 from ..teacher import Weights, digest
 from ..toolkit.methods import toolkit_facts, toolkit_hash
-from .environment import environment, imported
+from .build import CompiledStudent
+from .environment import cpu_facts, device_name, environment, imported
 from .evaluation import numbers, performance
 from .record import read_record
 from .shared import Shared
 from .trainer import Trainer
+
+# Of a processor's flags those that multiply bf16: x86's and Arm's.
+BF16 = {"amx_bf16", "avx512_bf16", "bf16"}
 
 
 def method_facts(parts: Parts) -> dict[str, Any]:
@@ -43,6 +48,32 @@ def session_facts(
         "imported": imported(parts.cfg),
         "data": _fingerprint(trainer.data, test_set) if is_own(parts.dataset.TYPE) else None,
     }
+
+
+def no_gain(parts: Parts, shared: Shared, trainer: Trainer) -> list[str]:
+    """One line for each setting that is to make a run faster or alike and does not here."""
+    solver, device, lines = parts.solver, shared.device, []
+    flags = cpu_facts()
+    known = f"{flags.get('flags', '')} {flags.get('Features', '')}".split()
+    if solver.AMP == "bf16" and device.type == "cpu" and known and not BF16 & {*known}:
+        lines.append(
+            "SOLVER.AMP: bf16 is slower than none on this CPU, which has no instructions for it "
+            "(0.44 times as fast, measured with a ResNet-8)"
+        )
+    tensor_cores = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if solver.TF32 and not tensor_cores:
+        lines.append(f"SOLVER.TF32: True has no effect on {device_name(device)}")
+    if solver.SYNC_BN and shared.world.size == 1:
+        lines.append("SOLVER.SYNC_BN: True has no effect in one process")
+    if solver.STACK != "none" and not trainer.stacked:
+        why = "a run trained alone" if shared.together == 1 else f"a run of {parts.networks.TYPE}"
+        lines.append(f"SOLVER.STACK: {solver.STACK} has no effect on {why}")
+    if solver.COMPILE and not isinstance(trainer.distiller.student.forward, CompiledStudent):
+        lines.append(
+            f"SOLVER.COMPILE: True has no effect: {parts.networks.TYPE} takes the student's or the "
+            f"teacher's features"
+        )
+    return lines
 
 
 def _fingerprint(*sets: ImageSet) -> str:

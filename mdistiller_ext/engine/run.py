@@ -24,7 +24,7 @@ from . import chain
 from .environment import changes
 from .evaluation import fidelity, numbers, performance, predict
 from .events import Events, Progress
-from .facts import data_facts, method_facts, session_facts, teacher_facts
+from .facts import data_facts, method_facts, no_gain, session_facts, teacher_facts
 from .folder import LATEST, check_history, fitting, plain, save_state
 from .loop import Held, learning_rate
 from .record import peak_memory, summary, write_record
@@ -63,6 +63,8 @@ class Run:
             print(f"warning: {line}")
         self.train_set, self.test_set = shared.data(parts)
         self.trainer = lane.prepare(parts, weights)
+        for line in no_gain(parts, shared, self.trainer):
+            print(f"warning: {line}")
         self.meter, self.table = self.trainer.meter, self.trainer.table
         self.history = state["history"] if state else []
         self.kept = len(self.history)  # epochs that `latest` holds
