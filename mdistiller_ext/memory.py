@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,8 +50,10 @@ def out_of_memory(error: BaseException) -> RunError:
 
 def free_memory() -> int:
     """Bytes that processes may still take: what Linux says, within a container's limit; elsewhere
-    all that the machine has."""
-    amounts = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    all that the machine has, or no limit where it does not say."""
+    amounts = [sys.maxsize]
+    with suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
+        amounts.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     with suppress(OSError, LookupError, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         facts = dict(line.split(":", 1) for line in lines)

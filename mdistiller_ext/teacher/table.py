@@ -27,7 +27,8 @@ from ..models import folded
 FORMAT = 1
 DTYPES = {"float32": np.float32, "float16": np.float16}
 # A chunk has one size, so that an entry has the same bits whoever computes it and when.
-CHUNK = {"cpu": 128, "cuda": 2048}
+CHUNK = {"cpu": 128}
+CHUNK_ON_GPU = 2048
 BLOCK = 2048  # entries between two looks at what other processes have computed meanwhile
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2}  # relative to a sample's largest logit
 Progress = Callable[[int], Any]  # called with a number of entries that are ready
@@ -68,6 +69,7 @@ class TeacherTable:
         self.data = data = data.whole or data
         self.dtype = dtype
         self.device = data.targets.device
+        self.chunk = CHUNK.get(self.device.type, CHUNK_ON_GPU)
         self.network = folded(network).to(self.device)
         if self.device.type == "cpu":  # where the layout helps; without tensor cores not on a GPU
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -167,7 +169,7 @@ class TeacherTable:
                 if progress:
                     progress(int(whole.sum()))
             self.misses += len(block)
-            for part in block.split(CHUNK[self.device.type]) if len(block) else ():
+            for part in block.split(self.chunk) if len(block) else ():
                 fresh = self._compute(position[part]).to(found)
                 self._keep(position[part], fresh)
                 found[part] = fresh
@@ -206,7 +208,7 @@ class TeacherTable:
             torch.cuda.current_stream(self.device).synchronize()
 
     def _compute(self, position: Tensor) -> Tensor:
-        count, chunk = len(position), CHUNK[self.device.type]
+        count, chunk = len(position), self.chunk
         position = torch.cat([position, position[-1:].expand(chunk - count)]).to(self.device)
         views = self.data.num_views
         # One arithmetic for all entries, whatever a run trains in.
