@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..data import ImageSet
 from ..distillers import Distiller
+from ..losses import widest
 from ..models import Stack
 from ..policies import Context
 from .loop import Meter, Step, train_step
@@ -63,12 +64,12 @@ class DeviceSteps:
         self.drawn = torch.zeros(len(data), draws, device=device) if draws else None
         self.cursor = torch.zeros((), dtype=torch.int64, device=device)
         # In float64, so that the device computes with the very numbers of the host.
-        self.lr = torch.zeros((), dtype=torch.float32 if device.type == "cuda" else torch.float64)
+        self.lr = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32)
         self.lr = self.lr.to(device)
         for group in optimizer.param_groups:
             group["lr"] = self.lr
         self.settings = {
-            name: torch.tensor(float(value), dtype=torch.float64, device=device)
+            name: torch.tensor(float(value), dtype=widest(device), device=device)
             for name, value in distiller.schedule(1).items()
         }
         self.alone, self.stacked = Launches([self]), stacked

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, RunError, Stopped
 from ..files import save
 from ..inert import inert
+from ..memory import is_out_of_memory, out_of_memory
 from ..sections import Parts
 from ..seeding import epoch_generator, random_state, set_random_state
 from ..teacher import Weights
@@ -24,7 +25,7 @@ from . import chain
 from .environment import changes
 from .evaluation import fidelity, numbers, performance, predict
 from .events import Events, Progress
-from .facts import data_facts, method_facts, session_facts, teacher_facts
+from .facts import data_facts, method_facts, no_gain, session_facts, teacher_facts
 from .folder import LATEST, check_history, fitting, plain, save_state
 from .loop import Held, learning_rate
 from .record import peak_memory, summary, write_record
@@ -63,6 +64,8 @@ class Run:
             print(f"warning: {line}")
         self.train_set, self.test_set = shared.data(parts)
         self.trainer = lane.prepare(parts, weights)
+        for line in no_gain(parts, shared, self.trainer):
+            print(f"warning: {line}")
         self.meter, self.table = self.trainer.meter, self.trainer.table
         self.history = state["history"] if state else []
         self.kept = len(self.history)  # epochs that `latest` holds
@@ -156,7 +159,8 @@ class Run:
         status = 1
         try:
             for epoch in range(first, epochs + 1):
-                self.history.append((yield from self._epoch(epoch, progress)))
+                # Of several processes all have the history, and later the record, of the first.
+                self.history.append(self.world.tell((yield from self._epoch(epoch, progress))))
                 self.meter.start(epoch + 1)
                 self.spent = 0.0
                 self._save()
@@ -164,13 +168,16 @@ class Run:
                     events.add(self.history[-1])
                     progress.close(self.history[-1])
                 # Processes of one run stop together, which they can here.
-                self.stop.signum = self.world.tell(self.stop.signum)
+                self.stop.signum = self.world.largest(self.stop.signum)
                 if epoch < epochs:
                     self.stop.check()
             self.writer.wait()
             self._write_record("finished")
             status = 0
+            self.record = self.world.tell(self.record)
         except BaseException as error:
+            if is_out_of_memory(error):
+                error = out_of_memory(error)
             stopped, step = isinstance(error, (KeyboardInterrupt, GeneratorExit)), 0
             status = 128 + getattr(error, "signum", signal.SIGINT) if stopped else 1
             with suppress(RunError):  # a full disk must not hide what happened first
@@ -230,7 +237,8 @@ class Run:
         try:
             self._check_weights()
             test_metrics = {}
-            if epoch % self.parts.log.EVAL_EVERY == 0 or epoch == solver.EPOCHS:
+            due = epoch % self.parts.log.EVAL_EVERY == 0 or epoch == solver.EPOCHS
+            if due and self.world.first:
                 measured = self._evaluate()
                 yield from self._device()
                 test_metrics = numbers(measured)
@@ -312,8 +320,6 @@ class Run:
         )
 
     def _evaluate(self) -> dict[str, Tensor]:
-        if not self.world.first:
-            return {"top1": torch.zeros(())}  # the first process evaluates and writes
         logits = self._predict(self.student)
         measured = performance(logits, self.test_set.targets)
         if self.logits_teacher is not None:

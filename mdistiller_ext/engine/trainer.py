@@ -9,6 +9,7 @@ from yacs.config import CfgNode
 
 from ..distillers import Distiller, Logit, Vanilla
 from ..errors import ConfigError
+from ..memory import is_out_of_memory
 from ..sections import Parts
 from ..seeding import random_state, seed_everything
 from ..settings import leaves
@@ -18,13 +19,14 @@ from .build import (
     build_autocast,
     build_distiller,
     build_optimizer,
+    few,
     lay_out,
     set_arithmetic,
     takes_features,
 )
 from .graph import DeviceSteps
 from .loop import Held, Meter, train_epoch
-from .replicas import Replica
+from .replicas import Replica, compares_samples
 from .shared import Shared
 
 # What a trainer does not depend on, so that runs which differ in nothing else share one.
@@ -75,12 +77,14 @@ class Trainer:
         self.frozen = ("teacher.",) if parts.ours else ()
         self.meter = Meter(1, -(-len(self.data) // solver.BATCH_SIZE))
         self.autocast = build_autocast(solver.AMP, device)
+        # These take their student's logits from where they are, and say what they compare.
+        stackable = isinstance(self.distiller, (Logit, Vanilla))
         self.replica = None
         if self.world.size > 1:
+            if not stackable and not self.distiller.coupled:
+                self.distiller.coupled = compares_samples(self.distiller, few(self.data))
             self.replica = Replica(self.distiller, self.world, solver.SYNC_BN)
         self.captured = None
-        # These take their student's logits from where they are.
-        stackable = isinstance(self.distiller, (Logit, Vanilla))
         self.stacked = shared.stacked(parts) if stackable else None
         graph = device.type == "cuda" and solver.CUDA_GRAPH and not self.replica
         if graph or self.stacked:
@@ -204,6 +208,8 @@ class Trainer:
                 stacked=self.stacked,
             )
         except Exception as error:  # whatever a method does that a capture forbids
+            if is_out_of_memory(error):
+                raise
             reason = str(error).split("\n", 1)[0]
             print(f"{method} runs without a CUDA graph: {reason}")
             return None
