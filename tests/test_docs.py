@@ -19,7 +19,7 @@ def test_the_readme_lists_every_document_and_is_read_in_a_minute():
     text = (ROOT / "README.md").read_text()
     listed = set(re.findall(r"\]\(docs/(\w+\.md)\)", text))
     assert listed == {file.name for file in (ROOT / "docs").glob("*.md")}
-    assert len(text.splitlines()) <= 130
+    assert len(text.splitlines()) <= 133
     first = text.splitlines()[:45]
     assert sum(line.startswith("pip install -e") for line in first) == 2  # .ci/run runs them
     assert sum(line.startswith("![") for line in first) == 1

@@ -1,5 +1,7 @@
 """One's own images: folders and arrays, how they are normalised and augmented, a part held out."""
 
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from mdistiller_ext.data import (
     stratified,
 )
 from mdistiller_ext.engine import default_name, train
+from mdistiller_ext.engine.record import read_record
 from mdistiller_ext.errors import ConfigError, RunError
 from mdistiller_ext.models import cifar_model_dict
 from mdistiller_ext.teacher import TeacherTable
@@ -376,6 +379,51 @@ def test_a_teacher_that_is_trained_first_is_of_these_images(workdir, capsys):
     Image.new("RGB", (8, 8), "white").save(root / "train/cat/0.png")
     train(cfg, "t", CPU)
     assert f"warning: {file}: this teacher was trained on other images" in capsys.readouterr().out
+
+
+def test_a_teacher_knows_no_image_that_is_held_out_or_it_is_said(workdir, capfd, tool):
+    """Of one seed a larger share holds out what a smaller one does, and more."""
+    root = pictures(workdir / "d", count=8, side=8)
+    tree = {"DATASET": {"TYPE": "folder"}, "DISTILLER": {"STUDENT": "resnet8"}}
+    tree["DATASET"] |= {"ROOT": str(root), "SIDE": 8}
+    tree["SOLVER"] = {"EPOCHS": 1, "LR_DECAY_STAGES": []}
+    (workdir / "teacher.yaml").write_text(yaml.safe_dump(tree))
+    tree["DISTILLER"] |= {"TYPE": "KD", "TEACHER": "resnet8"}
+    (workdir / "kd.yaml").write_text(yaml.safe_dump(tree))
+
+    def run(name, *options):
+        record, folder = train(load_cfg("kd.yaml", options), name, CPU)
+        lines = [line for line in capfd.readouterr().out.splitlines() if "warning" in line]
+        return record, folder / "student_last", [line for line in lines if "HOLDOUT" in line]
+
+    train(load_cfg("teacher.yaml"), default_name(load_cfg("teacher.yaml")), CPU)
+    held = "DATASET.HOLDOUT", "0.25"
+    record, student, said = run("own", "DISTILLER.TEACHER_CFG", "teacher.yaml", *held)
+    kept = Path(record["teacher"]["file"])
+    assert kept.parent.name.endswith("_holdout0.25_seed0") and not said
+    its = read_record(kept.with_suffix(".json"))
+    assert its["data"]["train_images"] == record["data"]["train_images"] == 18
+    for file, options, message in (
+        (kept, [], "so without some of the images that are trained on here"),
+        (student, ["DATASET.HOLDOUT", "0.125"], "so without some of the images"),
+        (kept, held, ""),
+        (student, ["DATASET.HOLDOUT", "0.5"], "so on held-out images"),
+        (kept, [*held, "DATASET.HOLDOUT_SEED", "1"], "HOLDOUT_SEED 0, so on held-out images"),
+    ):
+        _, _, said = run(f"with {options}", "DISTILLER.TEACHER_CKPT", str(file), *options)
+        assert bool(said) == bool(message)
+        assert not message or re.search(f"{file} was .*{message}", said[0]), said
+
+    shutil.copy(kept, "public.pth")
+    public = "DISTILLER.TEACHER_CKPT", "public.pth"
+    for options in ([], ["DISTILLER.ASSISTANTS", "['resnet14']"]):
+        *_, said = run(f"public {options}", *public, *held, *options)
+        assert all(
+            "public.pth may have been trained on the held-out images" in line for line in said
+        )
+        assert len(said) == 1 + bool(options)
+    words = ["-m", "resnet8", "-c", "public.pth", "-d", "folder", "--root", str(root), *held]
+    assert "may have been trained on" in tool("eval", *words, "DATASET.SIDE", "8")[1]
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,23 @@ import torch
 import torch.distributed as dist
 from composed import composed
 from conftest import CPU, ROOT, TIMES, signal_at, untrained_teacher, weights
+from torch import nn
 
+from mdistiller_ext import distiller_dict
 from mdistiller_ext.config import load_cfg
+from mdistiller_ext.data import ImageSet
+from mdistiller_ext.distillers import Distiller
 from mdistiller_ext.engine import World, pick_device, train, trainer
+from mdistiller_ext.engine.build import build_distiller, few
 from mdistiller_ext.engine.loop import Meter
 from mdistiller_ext.engine.record import read_record
-from mdistiller_ext.engine.replicas import Replica, SyncedBatchNorm2d
+from mdistiller_ext.engine.replicas import Replica, SyncedBatchNorm2d, compares_samples
 from mdistiller_ext.errors import ConfigError, RunError
+from mdistiller_ext.models import cifar_model_dict
+from mdistiller_ext.teacher import Weights
 
-CONFIG = ROOT / "configs" / "digits" / "dkd_eat_dat_lp.yaml"
+TOOLKIT = ROOT / "configs" / "cifar100" / "toolkit"
+CONFIG, KD = (ROOT / "configs" / "digits" / f"{n}.yaml" for n in ("dkd_eat_dat_lp", "kd"))
 # What else looks at the whole batch: DAT's ranking of any divergence, the gradient's length of EAT.
 LOGIT = """
 DATASET: {TYPE: digits}
@@ -27,19 +35,22 @@ LOGIT:
   {LOSS: WTTM, POLICIES: [EAT, DAT], EAT: {MODE: gradient, STEP_EPOCHS: 1}, DAT: {RANGE: 0.5}}
 EXPERIMENT: {PROJECT: digits}
 """
-# In each of two processes: a run whose batch norms are apart; one that the first process is told to
-# stop in its first epoch, and that goes on; one of another method; and tools/train.py, which leaves
-# the group.
+# In each of two processes: a run whose batch norms are apart; one that the second process is told
+# to stop in its first epoch, and that goes on; two of other methods; and tools/train.py, which
+# leaves the group.
 RUNS = """
 import os, runpy, signal, sys
 
 tests, tool, config, *options = sys.argv[1:]
 sys.path.insert(0, tests)
 import conftest  # few images to test
+import test_replicas
 
+from mdistiller_ext import distiller_dict
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.engine import World, pick_device, train
 from mdistiller_ext.engine.loop import Meter
+from mdistiller_ext.engine.record import read_record
 from mdistiller_ext.errors import Stopped
 
 device, count = pick_device("cpu"), Meter.count
@@ -47,10 +58,11 @@ world = World.join(device)
 
 def run(name, synced, *more, resume=False, file=config):
     cfg = load_cfg(file, [*options, "SOLVER.SYNC_BN", synced, *more])
-    train(cfg, name, device, world=world, resume=resume)
+    record, folder = train(cfg, name, device, world=world, resume=resume)
+    assert record == read_record(folder / "record.json")
 
 def counted(self, images):
-    if world.first and (self.epoch, self.step) == (1, 4):
+    if world.rank == 1 and (self.epoch, self.step) == (1, 4):
         os.kill(os.getpid(), signal.SIGTERM)
     count(self, images)
 
@@ -62,6 +74,9 @@ except Stopped:
     Meter.count = count
     run("parts", "True", resume=True)
 run("logit two", "True", file="logit.yaml")
+with test_replicas.pytest.MonkeyPatch.context() as patch:
+    patch.setitem(distiller_dict, "KD", test_replicas.Linked)
+    run("linked two", "True", file=test_replicas.KD)
 if world.first:
     print("the tool", flush=True)
 sys.argv = [tool, "--device", "cpu", "--cfg", config, *options]
@@ -70,7 +85,23 @@ runpy.run_path(tool, run_name="__main__")
 """
 
 
-def test_two_processes_train_as_one_does_stop_together_and_go_on(workdir):
+class Linked(distiller_dict["KD"]):
+    """With a batch norm of its own."""
+
+    def __init__(self, student, teacher, cfg):
+        super().__init__(student, teacher, cfg)
+        self.link = nn.BatchNorm2d(3)
+
+    def get_learnable_parameters(self):
+        return [*super().get_learnable_parameters(), *self.link.parameters()]
+
+    def forward_train(self, *, image, **kwargs):
+        logits, losses = super().forward_train(image=image, **kwargs)
+        hint = logits.mean(dim=1) - (self.link(image) ** 3).mean(dim=(1, 2, 3))
+        return logits, {**losses, "loss_link": hint.square().mean()}
+
+
+def test_two_processes_train_as_one_does_stop_together_and_go_on(workdir, monkeypatch):
     """With DAT's ranking, the last smaller batch, and batch norm over the whole batch, or apart.
 
     At a small learning rate: rounding grows with each step, as in any two runs.
@@ -80,6 +111,9 @@ def test_two_processes_train_as_one_does_stop_together_and_go_on(workdir):
     Path("logit.yaml").write_text(LOGIT)
     train(load_cfg(CONFIG, options), "one", CPU)
     train(load_cfg("logit.yaml", options), "logit one", CPU)
+    with monkeypatch.context() as patch:
+        patch.setitem(distiller_dict, "KD", Linked)
+        train(load_cfg(KD, options), "linked one", CPU)
     Path("runs.py").write_text(RUNS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["runs.py", str(ROOT / "tests"), str(ROOT / "tools" / "train.py"), str(CONFIG)]
@@ -89,18 +123,18 @@ def test_two_processes_train_as_one_does_stop_together_and_go_on(workdir):
     output, by_tool = result.stdout.split("the tool\n")
     assert by_tool.count("epoch   2/2") == 1 and "processes: 2" in by_tool
     assert output.count("parts: going on after epoch 1") == 2
-    names = ("one", "two", "logit one", "logit two", "apart", "parts")
+    names = ("one", "two", "logit one", "logit two", "linked one", "linked two", "apart", "parts")
     folders = {name: Path("output", "digits", name) for name in names}
     epochs = {name: read_record(f / "record.json")["epochs"] for name, f in folders.items()}
     two, apart, parts = (epochs[name] for name in ("two", "apart", "parts"))
 
     settings = ["lr", "temperature", "pruned_ratio", "eat_temperature", "dat_raised", "dat_lowered"]
-    for alone, shared in (("one", "two"), ("logit one", "logit two")):
+    for alone, shared in (("one", "two"), ("logit one", "logit two"), ("linked one", "linked two")):
         for before, after in zip(epochs[alone], epochs[shared], strict=True):
             for key in ("loss", "loss_ce", "loss_kd", "train_top1", "test_nll"):
                 assert after[key] == pytest.approx(before[key], rel=5e-6), key
             assert [after.get(key) for key in settings] == [before.get(key) for key in settings]
-        assert epochs[shared][0]["dat_raised"] > 0
+        assert epochs[shared][0].get("dat_raised", 1) > 0
         first, second = (weights(folders[name]) for name in (alone, shared))
         assert first.keys() == second.keys()
         for key, value in first.items():
@@ -119,6 +153,36 @@ def test_what_compares_samples_with_each_other_is_for_one_process():
     distiller = composed("DIST", ["LS"])
     with pytest.raises(ConfigError, match="LOGIT takes one process: DIST compares samples"):
         Replica(distiller, World(0, 2), False)
+
+
+def test_a_method_that_does_so_without_saying_it_is_found_out(digits_cfg, monkeypatch):
+    class Ranked(Distiller):
+        TYPE = "KD"
+
+        def __init__(self, student, teacher, cfg):
+            super().__init__(student, teacher)
+
+        def forward_train(self, *, image, context, **kwargs):
+            student, teacher = self.logits(image, context)
+            apart = student @ student.T - teacher @ teacher.T
+            return student, {"loss_pairs": apart.square().mean()}
+
+    monkeypatch.setitem(distiller_dict, "KD", Ranked)
+    monkeypatch.setattr(World, "tell", lambda self, content: content)
+    message = "KD takes one process: its loss_pairs of a batch, .* not the mean of those of its h"
+    with pytest.raises(ConfigError, match=message):
+        train(digits_cfg("kd"), "r", CPU, world=World(0, 2))
+
+
+@pytest.mark.filterwarnings("default")  # the toolkit's, on a recent PyTorch
+@pytest.mark.parametrize("method", sorted(f.stem for f in TOOLKIT.glob("*.yaml")))
+def test_which_methods_of_the_toolkit_are_for_one_process(toolkit, method):
+    cfg = load_cfg(TOOLKIT / f"{method}.yaml", ["DISTILLER.TEACHER", "resnet8"])
+    weights = Weights(cifar_model_dict["resnet8"][0](num_classes=100).state_dict(), CONFIG, "")
+    images = torch.randint(256, (200, 3, 32, 32), dtype=torch.uint8)
+    data = ImageSet.build(images, torch.arange(200) % 100, (0.5,) * 3, (0.25,) * 3, 4, True)
+    distiller = build_distiller(cfg, weights, data)
+    assert bool(compares_samples(distiller, few(data))) == (method in ("crd", "pkt", "rkd", "sp"))
 
 
 def untimed(epochs):

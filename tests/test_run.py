@@ -25,11 +25,12 @@ from conftest import (
 )
 from filelock import FileLock
 
-from mdistiller_ext import config
+from mdistiller_ext import config, distiller_dict
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.engine import (
     default_name,
     events,
+    facts,
     run,
     train,
     train_many,
@@ -130,6 +131,38 @@ def test_resume_equals_uninterrupted(digits_cfg, trained, monkeypatch, where, ca
     assert record["status"] == "finished"
     assert_same_run(trained("dkd_dat"), parts)
     assert not list(parts.glob(".*.part"))
+
+
+class Scaled(distiller_dict["KD"]):
+    """With scales of its own of one shape, which weight decay leaves alone."""
+
+    def __init__(self, student, teacher, cfg):
+        super().__init__(student, teacher, cfg)
+        self.scales = torch.nn.ParameterList(torch.ones(()) for _ in range(12))
+
+    def get_learnable_parameters(self):
+        return [*super().get_learnable_parameters(), *self.scales]
+
+    def get_undecayed_parameters(self):
+        return list(self.scales)
+
+    def forward_train(self, **kwargs):
+        logits, losses = super().forward_train(**kwargs)
+        pulls = [place * (scale - place).square() for place, scale in enumerate(self.scales)]
+        return logits, {**losses, "loss_scales": 1e-3 * torch.stack(pulls).sum()}
+
+
+def test_each_parameter_goes_on_with_its_own_momentum(digits_cfg, monkeypatch):
+    monkeypatch.setitem(distiller_dict, "KD", Scaled)
+    cfg = digits_cfg("kd", "SOLVER.EPOCHS", "1")
+    _, whole = train(cfg, "whole", CPU)
+    with signal_at(1, 5):
+        train(cfg, "parts", CPU)
+    _, parts = train(cfg, "parts", CPU, resume=True)
+    assert_same_run(whole, parts)
+    states = [torch.load(folder / "latest", weights_only=True) for folder in (whole, parts)]
+    one, other = ([v for k, v in s["model"].items() if "scales" in k] for s in states)
+    assert one == other and len(one) == 12
 
 
 KILLED = """
@@ -426,6 +459,47 @@ def test_what_the_last_step_breaks_is_never_kept(digits_cfg, monkeypatch, damage
     assert torch.load("output/digits/r/latest", weights_only=True)["epoch"] == 1
 
 
+OUT_OF_MEMORY = {
+    "torch's": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"),
+    "CUDA's": RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported"),
+    "a CPU's": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
+    "Python's": MemoryError(),
+}
+WAY_OUT = r"take a smaller SOLVER.BATCH_SIZE .*--together"
+
+
+@pytest.mark.parametrize("whose", OUT_OF_MEMORY)
+def test_out_of_memory_in_a_capture_is_no_reason_to_run_without(
+    digits_cfg, monkeypatch, captured, capsys, whose
+):
+    def fails(*_, **__):
+        raise OUT_OF_MEMORY[whose]
+
+    captured(2)
+    monkeypatch.setattr(trainer, "DeviceSteps", fails)
+    with pytest.raises(RunError, match=WAY_OUT) as raised:
+        train(digits_cfg(), "r", CPU)
+    assert "without a CUDA graph" not in capsys.readouterr().out
+    assert "\n" not in str(raised.value)
+    assert ("2.50 GiB" in str(raised.value)) == (whose == "torch's")
+
+
+def test_out_of_memory_in_a_step_is_one_line(digits_cfg, monkeypatch):
+    class Late(distiller_dict["NONE"]):
+        def forward_train(self, **kwargs):
+            calls.append(0)
+            if len(calls) == 10:
+                raise OUT_OF_MEMORY["torch's"]
+            return super().forward_train(**kwargs)
+
+    calls = []
+    monkeypatch.setitem(distiller_dict, "NONE", Late)
+    with pytest.raises(RunError, match=rf"{WAY_OUT}.*; \S*r keeps the state after epoch 1$"):
+        train(digits_cfg(), "r", CPU)
+    record = read_record(Path("output/digits/r/record.json"))
+    assert record["status"] == "failed" and record["error"].startswith("out of memory")
+
+
 def test_a_run_that_diverges_at_once_keeps_nothing_and_starts_again(digits_cfg, workdir):
     cfg = digits_cfg("vanilla", "SOLVER.LR", "1e30")
     for resume in (False, True):
@@ -442,6 +516,23 @@ def test_bf16_trains_with_losses_in_float32(digits_cfg, trained):
     first, expected = record["epochs"][0]["loss"], exact["epochs"][0]["loss"]
     assert first != expected and first == pytest.approx(expected, rel=0.1)
     assert all(v.dtype in (torch.float32, torch.int64) for v in weights(folder).values())
+
+
+def test_what_gains_nothing_here_is_said(digits_cfg, monkeypatch, capsys):
+    class Features(distiller_dict["KD"]):
+        def forward_train(self, *, image, **kwargs):
+            self.student(image)[1]["pooled_feat"]
+            return super().forward_train(image=image, **kwargs)
+
+    monkeypatch.setitem(distiller_dict, "KD", Features)
+    monkeypatch.setattr(facts, "cpu_facts", lambda: {"flags": "avx2 avx512f"})
+    settings = dict.fromkeys(("TF32", "SYNC_BN", "COMPILE"), "True")
+    settings |= {"AMP": "bf16", "STACK": "vmap"}
+    options = [word for key, value in settings.items() for word in (f"SOLVER.{key}", value)]
+    train(digits_cfg("kd", *options, "SOLVER.EPOCHS", "1"), "r", CPU)
+    output = capsys.readouterr().out
+    for key, value in settings.items():
+        assert f"warning: SOLVER.{key}: {value} " in output, key
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")

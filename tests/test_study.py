@@ -410,6 +410,32 @@ def test_arms_trained_or_evaluated_unequally_are_not_mixed(study, key, usual):
         check_conditions(built, collect(built)[0], [])
 
 
+@pytest.mark.parametrize("action", ["list", "run"])
+def test_what_a_report_will_refuse_is_said_before_the_first_run(study, tool, action):
+    """Also a claim without pairs, and one of too few to be shown; what is allowed is not said."""
+    arms = TREE["arms"] | {
+        "LP": {"cfg": "dkd_lp.yaml", "options": {"SOLVER.LR": 0.05}},
+        "EAT": {**TREE["arms"]["EAT"], "seeds": [0, 9]},
+        "other": {"cfg": "kd.yaml", "options": {"DISTILLER.TEACHER": "resnet14"}, "seeds": [9]},
+    }
+    claims = {"resnet8": {"EAT": 0.5, "other": 0.5}}
+    study(arms=arms, claims=claims)
+    Path("file").write_text("so that nothing is run")
+    words = [action, "stub.yaml", "--output", "file"]
+    _, output, _ = tool("compare", *words)
+    warnings = [line for line in output.splitlines() if line.startswith("warning: ")]
+    for message in (
+        "report will refuse these runs: resnet8: SOLVER.LR differs between runs: 0.02 in 19 runs, "
+        "as resnet8,student_alone,seed0; 0.05 in 8 runs, as resnet8,LP,seed0; --allow SOLVER.LR",
+        'report will refuse these runs: resnet8: teacher differs between runs: "resnet20" in 18 ',
+        "resnet8, other: no seed has both it and DKD",
+        "resnet8, EAT: 1 pair cannot reach significance whatever happens: p is at least 1, and 1",
+    ):
+        assert sum(f"warning: {message}" in line for line in warnings) == 1, output
+    _, output, _ = tool("compare", *words, "--allow", "SOLVER.LR", "--allow", "teacher")
+    assert "will refuse" not in output
+
+
 def test_a_study_runs_goes_on_and_survives_a_failure(study, workdir, capsys):
     """With processes of its own; what is finished is not run again."""
     arms = {

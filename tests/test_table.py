@@ -128,6 +128,22 @@ def test_a_flipped_bit_is_computed_again(tmp_path, network, data, bit):
     assert torch.equal(open_table(tmp_path, network, data).logits(*keys), before)
 
 
+@pytest.mark.parametrize("at_once", [0, 1000])
+def test_checksums_are_the_same_one_by_one_and_all_at_once(
+    tmp_path, network, data, monkeypatch, at_once
+):
+    """Of entries that another has filled meanwhile, damaged ones, and a file that is gone."""
+    monkeypatch.setattr(table, "ROWS_A_SEEK", at_once)
+    keys = everything(data)
+    one, other = (open_table(tmp_path, network, data) for _ in range(2))
+    before = one.logits(*keys)
+    assert torch.equal(other.logits(*keys), before) and other.misses == 0
+    np.memmap(one.folder / "sums", np.uint32, "r+")[7] ^= np.uint32(1)
+    assert torch.equal(other.logits(*keys), before) and other.damaged == other.misses == 1
+    (one.folder / "sums").unlink()
+    assert torch.equal(other.logits(*keys), before) and other.misses == 1 + other.rows
+
+
 def test_a_row_in_anothers_place_and_a_torn_one_are_missing(tmp_path, network, data):
     opened = open_table(tmp_path, network, data)
     opened.fill()

@@ -356,6 +356,8 @@ class Elsewhere:
 
 def serve(pipe: Connection, args: argparse.Namespace, workers: int) -> None:
     warnings.simplefilter("ignore")  # the toolkit's, on a recent PyTorch
+    if "fork" in multiprocessing.get_all_start_methods():  # spawned, workers would copy all images
+        multiprocessing.set_start_method("fork", force=True)
     set_arithmetic(torch.device("cuda" if torch.cuda.is_available() else "cpu"), args.tf32)
     images, targets = read_images(args.root)
     try:

@@ -51,7 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="CONDITION",
-        help="of `report`: what may differ between runs, as device_name",
+        help="what may differ between the runs of a report, as device_name",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings of every run")
@@ -78,9 +78,11 @@ def main(args: argparse.Namespace) -> None:
 
     from ..engine import pick_device
     from ..study.launch import grouped, other_code, other_runs, progress, run_jobs
-    from ..study.plan import inert_arms, read_study
+    from ..study.plan import foreseen, inert_arms, read_study
 
     study = read_study(args.study, args.output, args.opts)
+    for line in foreseen(study, args.allow) if args.action != "report" else ():
+        print(f"warning: {line}", flush=True)
     if args.action == "list":
         print(progress(study))
         for line in filter(None, [*grouped(other_runs(study.jobs)), other_code(study.jobs)]):

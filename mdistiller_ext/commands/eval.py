@@ -45,8 +45,9 @@ KEYS = {
 
 def main(args: argparse.Namespace) -> None:
     from ..config import as_pairs, load_cfg
-    from ..data import facts, get_dataset, identity
+    from ..data import Dataset, facts, get_dataset, identity
     from ..engine import numbers, performance, pick_device, predict
+    from ..engine.facts import unlike_holdout
     from ..inert import below_claim
     from ..models import build_network
     from ..teacher import fetch_weights, find_weights, load_into, load_weights
@@ -87,6 +88,8 @@ def main(args: argparse.Namespace) -> None:
         content = {"model": args.model, "file": str(file), "dataset": cfg.DATASET.TYPE}
         print(json.dumps({**content, "images": len(test), **metrics}))
     else:
+        if doubt := unlike_holdout(Dataset.read(cfg.DATASET), file):
+            print(f"warning: {doubt}")
         print(
             f"{args.model} from {file} on {cfg.DATASET.TYPE}{held}: top-1 {metrics['top1']:.2f} %, "
             f"top-5 {metrics['top5']:.2f} %, NLL {metrics['nll']:.4f}, "

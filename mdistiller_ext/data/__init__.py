@@ -120,6 +120,13 @@ def identity(node: Mapping[str, Any]) -> str:
     return f"{node['TYPE']}_{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]}"
 
 
+def trained_on(node: Mapping[str, Any]) -> str:
+    """A name for the images that a section DATASET trains on: `identity`, and what is held out."""
+    if not node["HOLDOUT"]:
+        return identity(node)
+    return f"{identity(node)}_holdout{node['HOLDOUT']}_seed{node['HOLDOUT_SEED']}"
+
+
 def get_dataset(node: Mapping[str, Any]) -> Splits:
     """(train, test) of a section DATASET, on the CPU; with a HOLDOUT, test are training images.
 

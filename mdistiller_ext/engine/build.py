@@ -19,6 +19,7 @@ from ..data import Batch, ImageSet, facts
 from ..distillers import Distiller, Logit, Vanilla, distiller_dict, source
 from ..errors import ConfigError, RunError, brief
 from ..files import default_cache
+from ..memory import is_out_of_memory
 from ..models import ResNet, activated, build_network, set_layout, shapes_of
 from ..sections import Networks, Solver
 from ..teacher import TeacherTable, Unwritable, Weights, features_taken, load_into
@@ -94,7 +95,7 @@ def build_distiller(cfg: CfgNode, weights: Weights | None, data: ImageSet) -> Di
         before = copy.deepcopy(teacher.state_dict())
     method = cfg.DISTILLER.TYPE
     if source(cfg.DISTILLER) == "mdistiller":
-        with _fitting(method, student, teacher, _few(data)):
+        with _fitting(method, student, teacher, few(data)):
             distiller = build_toolkit_distiller(cfg, student, teacher, data.targets)
         # It runs as it is, but not in silence.
         if teacher and (name := changed_tensor(before, teacher)):
@@ -122,7 +123,7 @@ def takes_features(distiller: Distiller, data: ImageSet) -> set[str]:
     Raises:
         ConfigError: a method of the toolkit cannot live with those of these networks.
     """
-    batch = _few(data)
+    batch = few(data)
     if isinstance(distiller, Distiller):
         return features_taken(distiller, batch)
     with _fitting(distiller.TYPE, distiller.student, distiller.teacher, batch):
@@ -181,14 +182,15 @@ def _networks(distiller: Distiller) -> list[nn.Module]:
     return [part for name, part in distiller.named_children() if name in ("student", "teacher")]
 
 
-def _few(data: ImageSet) -> Batch:
+def few(data: ImageSet) -> Batch:
+    """A batch of four images, or of all where there are fewer."""
     return _some(data, 4)
 
 
 def _some(data: ImageSet, count: int) -> Batch:
-    """The first images."""
-    some = torch.arange(min(count, len(data)), device=data.targets.device)
-    return data.batch(some, torch.zeros_like(some))
+    """A batch of the first images."""
+    index = torch.arange(min(count, len(data)), device=data.targets.device)
+    return data.batch(index, torch.zeros_like(index))
 
 
 @contextmanager
@@ -205,6 +207,8 @@ def _fitting(
     except (ConfigError, RunError):
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         pair = {"student": student, "teacher": teacher}
         shapes = [f"{role} {_features(net, batch)}" for role, net in pair.items() if net]
         raise ConfigError(
@@ -281,7 +285,8 @@ def build_table(networks: Networks, distiller: Distiller, data: ImageSet) -> Tea
 
 def build_optimizer(solver: Solver, distiller: Distiller) -> torch.optim.Optimizer:
     ours = isinstance(distiller, Distiller)  # a method of the toolkit is none
-    apart = set(distiller.get_undecayed_parameters()) if ours else set()
+    # A dict, for a set's order is that of addresses, and a resumed run needs the same one.
+    apart = dict.fromkeys(distiller.get_undecayed_parameters() if ours else ())
     decayed = [p for p in distiller.get_learnable_parameters() if p not in apart]
     groups: list[dict[str, Any]] = [{"params": decayed}]
     if apart:

@@ -58,7 +58,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
         "device": device.type,
-        "device_name": _device_name(device),
+        "device_name": device_name(device),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "tf32": cuda and torch.backends.cudnn.allow_tf32,
@@ -103,14 +103,23 @@ def _git(*words: str) -> str | None:
     return result.stdout.strip()
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Of a GPU or a processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
-        first = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
-        pairs = (line.split(":", 1) for line in first.splitlines())
-        facts = {key.strip(): value.strip() for key, value in pairs}
+        facts = cpu_facts()
         # Clouds give several processors one name.
         return f"{facts['model name']} (family {facts['cpu family']}, model {facts['model']})"
-    except (OSError, ValueError, LookupError):
+    except LookupError:
         return platform.processor() or platform.machine()
+
+
+def cpu_facts() -> dict[str, str]:
+    """What Linux says of the first processor; elsewhere nothing."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
+        pairs = [line.split(":", 1) for line in first.splitlines()]
+        return {key.strip(): value.strip() for key, value in pairs}
+    except (OSError, ValueError):
+        return {}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..data import Batch, ImageSet
 from ..errors import RunError
-from ..losses import kl_divergence
+from ..losses import kl_divergence, widest
 
 BINS = 15  # of confidence, equally wide
 
@@ -55,7 +55,8 @@ def calibration_error(confidence: Tensor, hits: Tensor) -> Tensor:
     bins = (confidence * BINS).long().clamp(max=BINS - 1)  # 1.0 is in the last one
     # A product, not a scatter, whose order of adding is not fixed on a GPU.
     inside = bins[:, None] == torch.arange(BINS, device=bins.device)
-    gaps = (confidence.double() - hits.double()) @ inside.double()
+    kind = widest(confidence.device)
+    gaps = (confidence.to(kind) - hits.to(kind)) @ inside.to(kind)
     return gaps.abs().sum() / len(hits)
 
 
@@ -82,7 +83,8 @@ def numbers(measured: Mapping[str, Tensor]) -> dict[str, float]:
     Raises:
         RunError: a figure, and so perhaps a logit, is not finite.
     """
-    read = torch.stack([figure.double() for figure in measured.values()]).tolist()
+    figures = [figure.to(widest(figure.device)) for figure in measured.values()]
+    read = torch.stack(figures).tolist()
     values = dict(zip(measured, read, strict=True))
     bad = [f"{name} {value:g}" for name, value in values.items() if not math.isfinite(value)]
     if bad:
@@ -91,4 +93,4 @@ def numbers(measured: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _percent(hits: Tensor, samples: int) -> Tensor:
-    return 100 * hits.sum().double() / samples
+    return 100 * hits.sum().to(widest(hits.device)) / samples

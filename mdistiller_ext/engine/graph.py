@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from ..errors import RunError
+from ..memory import is_out_of_memory, out_of_memory
 
 WARM_UP = 2  # steps on a side stream before a capture, as torch.cuda.graph asks for
 
@@ -60,9 +61,9 @@ class Graphs:
                     with _no_synchronisation():
                         rewind()
                         step(size)
-            except torch.OutOfMemoryError as error:
-                raise _full(error) from error
             except Exception as error:  # whatever a method does that a capture forbids
+                if is_out_of_memory(error):
+                    raise out_of_memory(error) from error
                 raise NoGraph(str(error).split("\n", 1)[0]) from error
             finally:
                 before.wait_stream(stream)
@@ -73,9 +74,9 @@ class Graphs:
                     with torch.cuda.graph(graph, pool=pool, stream=stream):
                         for _ in range(count):
                             step(size)
-            except torch.OutOfMemoryError as error:
-                raise _full(error) from error
             except Exception as error:
+                if is_out_of_memory(error):
+                    raise out_of_memory(error) from error
                 reason = str(error).split("\n", 1)[0]
                 raise CaptureError(
                     f"the CUDA graph's capture failed: {reason}; SOLVER.CUDA_GRAPH False trains "
@@ -93,14 +94,6 @@ class Graphs:
         for graph in self.graphs.values():
             graph.reset()
         self.graphs.clear()
-
-
-def _full(error: Exception) -> RunError:
-    reason = str(error).split("\n", 1)[0]
-    return RunError(
-        f"the GPU's memory is full: {reason}; take a smaller SOLVER.BATCH_SIZE or --together, or "
-        f"DISTILLER.TEACHER_TABLE_DTYPE float16"
-    )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from yacs.config import CfgNode
 
-from ..data import identity, is_own
+from ..data import identity, is_own, trained_on
 from ..distillers import source
 from ..files import bare_code
 from ..models.zoo import OWN
@@ -122,8 +122,19 @@ def teacher_here(cfg: CfgNode, shared: Shared) -> Weights | None:
     elif node.TEACHER_CKPT and not Path(node.TEACHER_CKPT).is_file():
         return None
     else:
-        file = find_weights(node.TEACHER, identity(cfg.DATASET), checkpoint=node.TEACHER_CKPT)
+        file = found_weights(cfg)
     return shared.weights(file) if file and file.is_file() else None
+
+
+def found_weights(cfg: CfgNode) -> Path | None:
+    """The file of the teacher's weights that is there: the named one, or one in the usual places.
+
+    Where DISTILLER.TEACHER_CFG can train one without the images that are held out, only that one.
+    """
+    node = cfg.DISTILLER
+    names = [trained_on(cfg.DATASET), *([] if node.TEACHER_CFG else [identity(cfg.DATASET)])]
+    found = (find_weights(node.TEACHER, name, node.TEACHER_CKPT) for name in names)
+    return next(filter(None, found), None)
 
 
 def _keys(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:

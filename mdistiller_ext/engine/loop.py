@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..data import Batch, ImageSet
 from ..errors import RunError
+from ..losses import widest
 from ..policies import Context
 
 HeldOut = tuple[Tensor, Tensor]
@@ -110,9 +111,10 @@ class Meter:
         Raises:
             RunError: a loss was not finite; it names the first such step and its terms.
         """
-        # One transfer; counts stay exact in float64.
+        # One transfer; counts stay exact in float64, and in float32 up to 2^24.
         parts = [self.terms.flatten(), *(total[None] for total in self.totals.values())]
-        read = torch.cat([part.double() for part in parts]).cpu()
+        kind = widest(self.terms.device)
+        read = torch.cat([part.to(kind) for part in parts]).cpu().double()
         terms = read[: self.terms.numel()].view_as(self.terms)[: self.step]
         bad = (~terms.isfinite().all(dim=1)).nonzero()
         if len(bad):

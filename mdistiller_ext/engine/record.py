@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import resource
 import sys
 from collections.abc import Sequence
 from operator import itemgetter
@@ -11,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
 
 from ..errors import RunError
 from ..files import read, write_atomically
@@ -48,9 +52,11 @@ def summary(history: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: allocated on a GPU, else the resident memory of the process."""
+    """Bytes: allocated on a GPU, else the resident memory of the process; 0 where none is told."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -4,7 +4,9 @@
 the global one, whatever their number.
 """
 
+import copy
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -13,14 +15,18 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from ..data import Batch
 from ..distillers import Distiller
 from ..errors import ConfigError, RunError
 from ..losses import at_least_float32
 from ..policies import Context
 from .loop import Meter
 
+# What PyTorch makes synchronised ones of; a library's own may do more than these.
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 TORCHRUN = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")  # a part of what it sets
 
 
@@ -100,6 +106,14 @@ class World:
             raise RunError(f"process {self.rank}: the first process has ended") from error
         return box[0]
 
+    def largest(self, number: int) -> int:
+        """Of what each process gives, in all of them."""
+        if self.size == 1:
+            return number
+        found = torch.tensor(number)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
     def meet(self) -> float:
         """Begin the epoch's next step. Returns the weight of this process's mean in it."""
         self.shares = next(self.steps)
@@ -130,8 +144,8 @@ class Replica(nn.Module):
     """A distiller in one of several processes: gradients are those of the whole batch's loss.
 
     Each process's losses are means over its share, and count by its size; DAT ranks the whole
-    batch. With `sync_batch_norm` the student's batch norms normalise by the whole batch as well,
-    so that the number of processes changes nothing but rounding.
+    batch. With `sync_batch_norm` the batch norms of student and method normalise by the whole
+    batch as well, so that the number of processes changes nothing but rounding.
     """
 
     def __init__(self, distiller: Distiller, world: World, sync_batch_norm: bool) -> None:
@@ -139,13 +153,9 @@ class Replica(nn.Module):
         if distiller.coupled:
             raise ConfigError(f"{distiller.TYPE} takes one process: {distiller.coupled}")
         device = next(distiller.student.parameters()).device
-        if sync_batch_norm and device.type == "cuda":
-            nn.SyncBatchNorm.convert_sync_batchnorm(distiller.student)
-        elif sync_batch_norm:
-            for module in distiller.student.modules():
-                if type(module) is nn.BatchNorm2d:
-                    module.__class__ = SyncedBatchNorm2d
         distiller.teacher.requires_grad_(False)
+        if sync_batch_norm:
+            _synchronise(distiller, distiller.teacher, device)
         self.parallel = DistributedDataParallel(
             distiller, device_ids=[device] if device.type == "cuda" else None
         )
@@ -160,6 +170,56 @@ class Replica(nn.Module):
         context = context._replace(whole=self.world.gather)
         logits, losses = self.parallel(context=context, **inputs)
         return logits, {name: weight * loss.mean() for name, loss in losses.items()}
+
+
+def compares_samples(distiller: nn.Module, batch: Batch) -> str:
+    """Why the loss of a batch is none that processes can share, or "": it is not the mean of the
+    losses of its halves. Found on a copy whose batch norms do not depend on the batch."""
+    trial: Any = copy.deepcopy(distiller).train()
+    for module in trial.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    cut = len(batch.target) // 2
+    with torch.no_grad(), torch.random.fork_rng([batch.image.device] * batch.image.is_cuda):
+
+        def terms(own: slice) -> dict[str, Tensor]:
+            torch.manual_seed(0)
+            inputs = {"image": batch.image[own], "target": batch.target[own]}
+            _, losses = trial(**inputs, index=batch.index[own], epoch=1)
+            return {name: loss.float().mean() for name, loss in losses.items()}
+
+        whole, one, other = map(terms, (slice(2 * cut), slice(cut), slice(cut, 2 * cut)))
+    for name, value in whole.items():
+        halves = (one[name] + other[name]) / 2
+        if not torch.isclose(value, halves, rtol=1e-3):
+            return (
+                f"its {name} of a batch, {value:.4g}, is not the mean of those of its halves, "
+                f"{halves:.4g}: it compares samples with each other"
+            )
+    return ""
+
+
+def _synchronise(module: nn.Module, teacher: nn.Module, device: torch.device) -> None:
+    """Give the batch norms of student and method the statistics of all processes' images."""
+    left: Counter[str] = Counter()
+
+    def go_on(module: nn.Module) -> None:
+        for name, child in module.named_children():
+            if child is teacher:
+                continue
+            if not isinstance(child, _BatchNorm):
+                go_on(child)
+            elif device.type == "cuda" and type(child) in BATCH_NORMS:
+                setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+            elif device.type != "cuda" and SyncedBatchNorm2d.fits(child):
+                child.__class__ = SyncedBatchNorm2d
+            else:
+                left[type(child).__name__] += 1
+
+    go_on(module)
+    if left:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in left.items())
+        print(f"warning: SOLVER.SYNC_BN: these keep the statistics of their own process: {kinds}")
 
 
 class _Sum(torch.autograd.Function):
@@ -181,6 +241,12 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
     PyTorch's own SyncBatchNorm runs on GPUs only. Statistics are in float32 or better.
     """
+
+    @staticmethod
+    def fits(norm: nn.Module) -> bool:
+        """Whether a batch norm can become one."""
+        known = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats
+        return known and norm.momentum is not None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:

@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from ..data import ImageSet
 from ..distillers import Distiller, Logit
+from ..losses import widest
 from ..models import Stack
 from ..policies import Context
 from .graph import Graphs, Launch
@@ -40,7 +41,7 @@ class Group:
 
     Attributes:
         rows: which of the program's rows.
-        settings: what `schedule` gives for the epoch of each run, each (k,), float64.
+        settings: what `schedule` gives for the epoch of each run, each (k,).
         learned: the method's own parameters, each (k, ...).
         names: of the loss's terms.
         terms: the losses of each step, (k, steps, terms).
@@ -218,9 +219,9 @@ class Rows:
 
     def _group(self, rows: slice) -> Group:
         """The rows of one method; what it learns beside the student is laid side by side."""
-        distillers = [row.distiller for row in self.rows[rows]]
+        distillers, device = [row.distiller for row in self.rows[rows]], self.index.device
         settings = {
-            name: torch.zeros(len(distillers), dtype=torch.float64, device=self.index.device)
+            name: torch.zeros(len(distillers), dtype=widest(device), device=device)
             for name in distillers[0].schedule(1)
         }
         learned = {}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, RunError, Stopped
 from ..files import save
 from ..inert import inert
+from ..memory import is_out_of_memory, out_of_memory
 from ..sections import Parts
 from ..seeding import epoch_generator, random_state, set_random_state
 from ..teacher import Weights
@@ -24,7 +25,7 @@ from . import chain
 from .environment import changes
 from .evaluation import fidelity, logits_of, numbers, performance, predict
 from .events import Events, Progress
-from .facts import data_facts, method_facts, session_facts, teacher_facts
+from .facts import data_facts, method_facts, no_gain, session_facts, teacher_facts
 from .folder import LATEST, check_history, fitting, plain, save_state
 from .loop import Epoch, HeldOut, learning_rate
 from .record import peak_memory, summary, write_record
@@ -68,6 +69,8 @@ class Run:
         if trainer:
             trainer.renew(parts)
         self.trainer = trainer or Trainer(parts, shared, weights)
+        for line in no_gain(parts, shared, self.trainer, alone):
+            print(f"warning: {line}")
         self.meter, self.table = self.trainer.meter, self.trainer.table
         self.history = state["history"] if state else []
         self.kept = len(self.history)  # epochs that `latest` holds
@@ -174,7 +177,10 @@ class Run:
             self.writer.wait()
             self._write_record("finished")
             status = 0
+            self.record = self.world.tell(self.record)
         except BaseException as error:
+            if is_out_of_memory(error):
+                error = out_of_memory(error)
             status = 1
             if isinstance(error, KeyboardInterrupt):
                 status = 128 + getattr(error, "signum", signal.SIGINT)
@@ -275,21 +281,22 @@ class Run:
         try:
             self._check_weights()
             test_metrics = {}
-            if epoch % self.parts.log.EVAL_EVERY == 0 or epoch == self.solver.EPOCHS:
+            due = epoch % self.parts.log.EVAL_EVERY == 0 or epoch == self.solver.EPOCHS
+            if due and self.world.first:
                 test_metrics = numbers(self._evaluate())
         except RunError as error:
             raise RunError(f"after epoch {epoch}: {error}") from error
-        self.history.append(
-            {
-                "epoch": epoch,
-                **self._planned(epoch),
-                **metrics,
-                **{f"test_{key}": value for key, value in test_metrics.items()},
-                **self.hits,
-                "images_per_s": self.meter.images / (seconds - self.filling),
-                "seconds": time.perf_counter() - self.started,
-            }
-        )
+        figures = {
+            "epoch": epoch,
+            **self._planned(epoch),
+            **metrics,
+            **{f"test_{key}": value for key, value in test_metrics.items()},
+            **self.hits,
+            "images_per_s": self.meter.images / (seconds - self.filling),
+            "seconds": time.perf_counter() - self.started,
+        }
+        # Of several processes all have the history, and later the record, of the first.
+        self.history.append(self.world.tell(figures))
         self.meter.start(epoch + 1)
         self.spent = 0.0
         self._save()
@@ -299,7 +306,7 @@ class Run:
 
     def may_stop(self) -> None:
         """Between two epochs: heed a signal, in all processes of the run at once."""
-        self.stop.signum = self.world.tell(self.stop.signum)
+        self.stop.signum = self.world.largest(self.stop.signum)
         if not self.ended:
             self.stop.check()
 
@@ -377,8 +384,6 @@ class Run:
         )
 
     def _evaluate(self) -> dict[str, Tensor]:
-        if not self.world.first:
-            return {"top1": torch.zeros(())}  # the first process evaluates and writes
         logits = self._predict(self.student)
         measured = performance(logits, self.test_set.targets)
         if self.logits_teacher is not None:

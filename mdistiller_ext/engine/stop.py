@@ -8,8 +8,9 @@ from typing import Any
 from ..errors import Stopped
 
 # Slurm sends SIGTERM, and before it what its --signal names, by custom SIGUSR1.
-# A terminal that is closed sends SIGHUP.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+# A terminal that is closed sends SIGHUP. Windows has the first two.
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
 class StopSignals:

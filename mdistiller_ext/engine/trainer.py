@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..distillers import Distiller
+from ..distillers import Distiller, Logit, Vanilla
 from ..errors import ConfigError
 from ..sections import Parts
 from ..seeding import random_state, seed_everything
@@ -18,12 +18,13 @@ from .build import (
     build_autocast,
     build_distiller,
     build_optimizer,
+    few,
     lay_out,
     set_arithmetic,
     takes_features,
 )
 from .loop import Epoch, Meter, train_epoch
-from .replicas import Replica
+from .replicas import Replica, compares_samples
 from .shared import Shared
 
 # What a trainer does not depend on, so that runs which differ in nothing else share one.
@@ -76,6 +77,9 @@ class Trainer:
         self.autocast = build_autocast(solver.AMP, device)
         self.replica = None
         if self.world.size > 1:
+            says = isinstance(self.distiller, (Logit, Vanilla))  # what it compares
+            if not says and not self.distiller.coupled:
+                self.distiller.coupled = compares_samples(self.distiller, few(self.data))
             self.replica = Replica(self.distiller, self.world, solver.SYNC_BN)
 
     def _initial(self, parts: Parts, weights: Weights | None) -> Distiller:

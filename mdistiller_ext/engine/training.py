@@ -15,17 +15,18 @@ from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
 from ..config import load_cfg
-from ..data import facts, identity, is_own
+from ..data import facts, identity, is_own, trained_on
 from ..errors import ConfigError, RunError
 from ..files import discard_parts, load, write_atomically, writing
+from ..memory import is_out_of_memory, out_of_memory
 from ..models import pretrained
 from ..plugins import import_modules
 from ..sections import Parts
-from ..teacher import PRETRAINED, Weights, digest, fetch_weights, find_weights, load_weights
+from ..teacher import PRETRAINED, Weights, digest, fetch_weights, load_weights
 from . import chain
 from .fit import Job, fit, fit_rows, stack_form
 from .folder import ANEW, default_name, earlier_state, finished_before, set_aside
-from .identity import other_inputs
+from .identity import found_weights, other_inputs
 from .record import read_record
 from .replicas import World
 from .run import Finished, Run
@@ -186,9 +187,11 @@ def opened(
             if trainer and (trainer.kind != kind(cfg) or trainer.weights is not weights):
                 trainer = None
             run = Run(Parts.read(cfg), folder, shared, weights, state, trainer, alone)
-        except BaseException:
+        except BaseException as error:
             if former and world.first:  # it does not go on
                 folder.rename(home / former)
+            if is_out_of_memory(error):
+                raise out_of_memory(error) from error
             raise
         if former:
             print(f"{home / former}: is called {name} from now on")
@@ -263,12 +266,12 @@ def _of_other_images(cfg: CfgNode, file: Path, shared: Shared) -> str:
 
 
 def teacher_file(cfg: CfgNode, device: torch.device, world: World) -> Path:
-    wanted, file = (cfg.DISTILLER.TEACHER, identity(cfg.DATASET)), None
+    file = None
     if world.first:
-        file = find_weights(*wanted, checkpoint=cfg.DISTILLER.TEACHER_CKPT)
+        file = found_weights(cfg)
         if not file and cfg.DISTILLER.TEACHER_CFG:
             file = train_teacher(cfg, device)
-        file = file or fetch_weights(*wanted)
+        file = file or fetch_weights(cfg.DISTILLER.TEACHER, identity(cfg.DATASET))
     return world.tell(file)
 
 
@@ -278,9 +281,12 @@ def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
     places = ["LOG.PREFIX", cfg.LOG.PREFIX]
     for key in ("ROOT", "SIDE", "MEAN", "STD"):
         places += [f"DATASET.{key}", cfg.DATASET[key]]
+    held: list[Any] = []
+    for key in ("HOLDOUT", "HOLDOUT_SEED"):
+        held += [f"DATASET.{key}", cfg.DATASET[key]]
     where = cfg.DISTILLER.TEACHER_CFG
     try:
-        teacher_cfg = load_cfg(where, places)
+        teacher_cfg = load_cfg(where, [*places, *held])
     except ConfigError as error:
         faults = [fault.removeprefix(f"--cfg {where}: ") for fault in str(error).splitlines()]
         lines = [f"DISTILLER.TEACHER_CFG {where}: {fault}" for fault in faults]
@@ -296,14 +302,15 @@ def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
             f"DISTILLER.TEACHER_CFG: {where} trains {trained[0]} on "
             f"{trained[1]}, expected {name} on {dataset}"
         )
-    file = Path("checkpoints", identity(cfg.DATASET), f"{name}.pth")
+    file = Path("checkpoints", trained_on(cfg.DATASET), f"{name}.pth")
+    run = default_name(teacher_cfg, held if cfg.DATASET.HOLDOUT else ())
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file.with_suffix(".lock")).acquire()
     with lock:
         if not file.exists():
             print(f"no weights of {name} on {dataset} yet: training it first, {file} will keep it")
-            _, folder = train(teacher_cfg, default_name(teacher_cfg), device, resume=True)
+            _, folder = train(teacher_cfg, run, device, resume=True)
             for source, kept in (
                 ("record.json", file.with_suffix(".json")),
                 ("student_last", file),

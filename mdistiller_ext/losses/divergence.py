@@ -123,6 +123,11 @@ def check_shapes(logits_student: Tensor, logits_teacher: Tensor, **others: Tenso
             raise ValueError(f"{name} has shape {found}, expected {tuple(expected)}")
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has none, as Apple's."""
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+
+
 def at_least_float32(logits: Tensor) -> Tensor:
     """Half precision becomes float32; float32 and float64 stay."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

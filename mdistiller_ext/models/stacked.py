@@ -71,6 +71,7 @@ def _merged(networks: Sequence[nn.Module], form: str) -> nn.Module:
     """A network whose convolutions have the channels of all of these; they get views of it."""
     count = len(networks)
     whole = copy.deepcopy(networks[0])
+    whole.__dict__.pop("forward", None)  # that of a compiled student
     for parent in list(whole.modules()):
         for name, module in list(parent.named_children()):
             if isinstance(module, nn.Conv2d):

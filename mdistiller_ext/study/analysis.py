@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from ..errors import counted
 from .plan import Study
 from .records import FIGURES
 from .statistics import (
@@ -15,12 +14,11 @@ from .statistics import (
     Summary,
     holm,
     paired_difference,
-    pairs_needed,
     pairs_to_see,
     power,
-    smallest_p,
     summarise,
     t_interval,
+    too_few,
 )
 
 TO_SEE = (0.15, 0.3, 0.5)  # points
@@ -159,14 +157,9 @@ def _claims(study: Study, runs: pd.DataFrame, family: int) -> tuple[list[Claim],
                 warnings.append(f"{student}, {arm}: no seed has both it and {study.baseline}")
                 continue
             found[student, arm] = difference
-            if smallest_p(difference.n, family) > ALPHA:
+            if too_few(difference.n, family):
                 few.setdefault(difference.n, []).append(f"{student}, {arm}")
-    warnings += [
-        f"{'; '.join(names)}: {counted(n, 'pair')} cannot reach significance whatever happens: p "
-        f"is at least {smallest_p(n):.3g}, and {smallest_p(n, family):.3g} corrected for "
-        f"{counted(family, 'claim')}; {pairs_needed(family)} pairs can"
-        for n, names in few.items()
-    ]
+    warnings += [f"{'; '.join(names)}: {too_few(n, family)}" for n, names in few.items()]
     # A claim without runs yet counts as one that failed: the family does not shrink.
     p_values = {name: d.p for name, d in found.items() if d.p is not None}
     corrected = holm([*p_values.values(), *[1.0] * (family - len(p_values))])

@@ -100,8 +100,10 @@ def processes(
     groups = [[job] for job in jobs] if together == 1 else [jobs[i::count] for i in range(count)]
     pending = deque(group for group in groups if group)
     threads = max(1, torch.get_num_threads() // count)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context: Any = multiprocessing.get_context()
+    if "forkserver" in multiprocessing.get_all_start_methods():  # Windows only spawns
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
     running: dict[Any, tuple[Any, Sequence[Job]]] = {}
     with StopSignals() as stop:
         while pending or running:
@@ -128,7 +130,8 @@ def processes(
 
 def _alone(jobs: Sequence[Job], device: str, threads: int, together: int) -> None:
     """A process of `processes`: it stops when that tells it to, or is no more."""
-    os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which passes it on once
+    if hasattr(os, "setpgid"):  # not on Windows
+        os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which passes it on once
 
     parent = multiprocessing.parent_process()
     assert parent

@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -14,7 +15,8 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ..config import FILES, acts, as_pairs, load_cfg, located, rule_of
-from ..errors import ConfigError, bare, brief
+from ..engine.environment import imported
+from ..errors import ConfigError, bare, brief, counted
 from ..inert import effect, inert
 from ..packaged import beside
 from ..sections import SHARED
@@ -192,6 +194,77 @@ def inert_arms(study: Study) -> list[str]:
         for (student, _), arms in alike.items()
         if len(arms) > 1
     ]
+
+
+def conditions_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's config says and two runs that are compared must have in common."""
+    apart = ("SOLVER.SEED", "DATASET.ROOT", "DATASET.NUM_WORKERS")
+    sections = (leaves(config[section], f"{section}.") for section in ("SOLVER", "DATASET"))
+    found = {key: value for key, value in chain(*sections) if key not in apart}
+    found["LOG.EVAL_EVERY"] = config["LOG"].get("EVAL_EVERY", 1)  # new, and once 1
+    return found
+
+
+def mixed(
+    study: Study, conditions: Mapping[str, Mapping[str, Any]], allowed: Iterable[str]
+) -> list[str]:
+    """One line for each condition that differs between runs of a student and is not allowed to.
+
+    Args:
+        conditions: by the name of a run.
+    """
+    lines = []
+    for student in study.students:
+        seen: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for job in study.jobs:
+            if job.student == student and job.name in conditions:
+                for key, value in conditions[job.name].items():
+                    seen[key][json.dumps(value)].append(job.name)
+        for key, values in seen.items():
+            if len(values) > 1 and key not in allowed:
+                text = "; ".join(
+                    f"{v} in {counted(len(n), 'run')}, as {n[0]}" for v, n in values.items()
+                )
+                lines.append(f"{student}: {key} differs between runs: {text}; --allow {key} mixes")
+    return lines
+
+
+def foreseen(study: Study, allowed: Iterable[str]) -> list[str]:
+    """What a report would object to and the configs tell: one line for each thing."""
+    of_arms = {(job.student, job.arm): _planned(job.cfg) for job in study.jobs}
+    planned = {job.name: of_arms[job.student, job.arm] for job in study.jobs}
+    lines = [f"report will refuse these runs: {line}" for line in mixed(study, planned, allowed)]
+    seeds: dict[str, set[int]] = defaultdict(set)
+    for job in study.jobs:
+        seeds[job.arm].add(job.seed)
+    claimed = [(student, arm) for student, arms in study.claims.items() for arm in arms]
+    few: dict[int, list[str]] = defaultdict(list)
+    for student, arm in claimed:
+        common = seeds[arm] & seeds[study.baseline]
+        if not common or arm == study.baseline:
+            lines.append(f"{student}, {arm}: no seed has both it and {study.baseline}")
+        else:
+            few[len(common)].append(f"{student}, {arm}")
+    with suppress(ImportError):  # scipy, which only a report needs
+        from .statistics import too_few
+
+        lines += [
+            f"{'; '.join(names)}: {reason}"
+            for pairs, names in few.items()
+            if (reason := too_few(pairs, len(claimed)))
+        ]
+    return lines
+
+
+def _planned(cfg: CfgNode) -> dict[str, Any]:
+    """The conditions of a run, as far as its config tells."""
+    node, found = cfg.DISTILLER, conditions_of(cfg)
+    if (modules := imported(cfg)) is not None:
+        found["imported"] = modules
+    if node.TYPE != "NONE":
+        parts = [node.TEACHER, node.TEACHER_CKPT, *node.ASSISTANTS]
+        found["teacher"] = ", ".join(filter(None, parts))
+    return found
 
 
 def _reserved(tree: dict[str, Any], common: dict[str, Any]) -> list[str]:

@@ -1,7 +1,5 @@
 """A study's records: which can be believed, which belong together."""
 
-import json
-from collections import defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -12,9 +10,8 @@ import pandas as pd
 from ..engine.environment import CONDITIONS, changes
 from ..engine.folder import differences, plain
 from ..engine.record import printable, read_record
-from ..errors import ConfigError, RunError, brief, counted
-from ..settings import leaves
-from .plan import RUNS, Study
+from ..errors import ConfigError, RunError, brief
+from .plan import RUNS, Study, conditions_of, mixed
 
 METRICS = {
     "top1": "last_epoch_top1",
@@ -75,20 +72,8 @@ def check_conditions(
             f"--allow: {', '.join(map(brief, unknown))} is no condition, expected one of "
             f"{', '.join(sorted(known))}"
         )
-    faults = []
-    for student in study.students:
-        seen: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-        for job in study.jobs:
-            if job.student == student and job.name in records:
-                for key, value in conditions(records[job.name]).items():
-                    seen[key][json.dumps(value)].append(job.name)
-        for key, values in seen.items():
-            if len(values) > 1 and key not in allowed:
-                text = "; ".join(
-                    f"{v} in {counted(len(n), 'run')}, as {n[0]}" for v, n in values.items()
-                )
-                faults.append(f"{student}: {key} differs between runs: {text}; --allow {key} mixes")
-    if faults:
+    found = {name: conditions(record) for name, record in records.items()}
+    if faults := mixed(study, found, allowed):
         raise ConfigError("\n".join(faults))
 
 
@@ -98,12 +83,7 @@ def conditions(record: dict[str, Any]) -> dict[str, Any]:
     found = {key: session[key] for key in CONDITIONS if session.get(key) is not None}
     if record["teacher"]:
         found["teacher"] = record["teacher"]["sha256"]
-    for section in ("SOLVER", "DATASET"):
-        for key, value in leaves(record["config"][section], f"{section}."):
-            if key not in ("SOLVER.SEED", "DATASET.ROOT", "DATASET.NUM_WORKERS"):
-                found[key] = value
-    found["LOG.EVAL_EVERY"] = record["config"]["LOG"].get("EVAL_EVERY", 1)  # new, and once 1
-    return found
+    return found | conditions_of(record["config"])
 
 
 def table(study: Study, records: dict[str, dict[str, Any]]) -> pd.DataFrame:

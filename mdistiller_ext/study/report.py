@@ -46,7 +46,7 @@ def write_report(study: Study, allowed: Iterable[str] = ()) -> tuple[str, Path]:
     report = Report(
         f"Study {study.name}",
         _intro(study, records),
-        [*findings.warnings, *inert_arms(study), *_weak_teachers(study, records)],
+        [*findings.warnings, *inert_arms(study), *_doubtful_teachers(study, records)],
         sections(study, records, findings),
         left_out + missing,
         runs.assign(name=names),
@@ -121,12 +121,13 @@ def _intro(study: Study, records: Records) -> list[str]:
     ]
 
 
-def _weak_teachers(study: Study, records: Records) -> list[str]:
+def _doubtful_teachers(study: Study, records: Records) -> list[str]:
     lines = []
     for job in study.jobs:
         if job.name in records and (teacher := records[job.name]["teacher"]):
             data = records[job.name].get("data") or facts(job.cfg.DATASET)._asdict()
             lines.append(weak_teacher(teacher["name"], teacher["test_top1"], data["classes"]))
+            lines.append(teacher.get("holdout", ""))  # new
     return list(filter(None, dict.fromkeys(lines)))
 
 

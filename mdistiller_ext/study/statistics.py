@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from ..errors import counted
+
 CONFIDENCE = 0.95
 ALPHA = 0.05
 RESAMPLES = 9999
@@ -140,6 +142,17 @@ def smallest_p(pairs: int, claims: int = 1) -> float:
 def pairs_needed(claims: int, alpha: float = ALPHA) -> int:
     """The fewest pairs with which the largest of `claims` effects can be significant at all."""
     return next(n for n in range(1, 100) if smallest_p(n, claims) <= alpha)
+
+
+def too_few(pairs: int, claims: int) -> str:
+    """Why so many pairs can show none of the claims, or ""."""
+    if smallest_p(pairs, claims) <= ALPHA:
+        return ""
+    return (
+        f"{counted(pairs, 'pair')} cannot reach significance whatever happens: p is at least "
+        f"{smallest_p(pairs):.3g}, and {smallest_p(pairs, claims):.3g} corrected for "
+        f"{counted(claims, 'claim')}; {pairs_needed(claims)} pairs can"
+    )
 
 
 @cache  # half of a report's time

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -28,8 +29,10 @@ from ..models import folded, set_layout
 FORMAT = 1
 DTYPES = {"float32": np.float32, "float16": np.float16}
 # A chunk has one size, so that an entry has the same bits whoever computes it and when.
-CHUNK = {"cpu": 128, "cuda": 2048}
+CHUNK = {"cpu": 128}
+CHUNK_ON_GPU = 2048
 BLOCK = 2048  # entries between two looks at what other processes have computed meanwhile
+ROWS_A_SEEK = 1000  # checksums that are read at once in about the time of a single one
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2}  # relative to a sample's largest logit
 Progress = Callable[[int], Any]  # called with a number of entries that are ready
 
@@ -69,6 +72,7 @@ class TeacherTable:
         self.data = data = data.whole or data
         self.dtype = dtype
         self.device = data.targets.device
+        self.chunk = CHUNK.get(self.device.type, CHUNK_ON_GPU)
         self.network = folded(network).to(self.device)
         self.hits = self.misses = self.damaged = 0
         self.problem = ""
@@ -166,7 +170,7 @@ class TeacherTable:
                 if progress:
                     progress(int(whole.sum()))
             self.misses += len(block)
-            for part in block.split(CHUNK[self.device.type]) if len(block) else ():
+            for part in block.split(self.chunk) if len(block) else ():
                 fresh = self._compute(position[part]).to(found)
                 self._keep(position[part], fresh)
                 found[part] = fresh
@@ -215,7 +219,7 @@ class TeacherTable:
             torch.cuda.current_stream(self.device).synchronize()
 
     def _compute(self, position: Tensor) -> Tensor:
-        count, chunk = len(position), CHUNK[self.device.type]
+        count, chunk = len(position), self.chunk
         position = torch.cat([position, position[-1:].expand(chunk - count)]).to(self.device)
         views = self.data.num_views
         # One arithmetic for all entries, whatever a run trains in.
@@ -242,7 +246,8 @@ class TeacherTable:
 
     def _read(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows, whether each is there, and whether it is whole as well."""
-        sums = self._sums()[position]
+        few = len(position) * ROWS_A_SEEK < self.rows
+        sums = self._sums_at(position) if few else self._sums()[position]
         there = sums != 0
         logits = self._files[0]
         rows = np.zeros((len(position), self.shape[2]), logits.dtype)
@@ -261,6 +266,15 @@ class TeacherTable:
         except OSError:
             sums = np.empty(0, np.uint32)
         return sums if len(sums) == self.rows else np.zeros(self.rows, np.uint32)
+
+    def _sums_at(self, position: np.ndarray) -> np.ndarray:
+        """The checksums of some entries, without those of all; 0 as `_sums` has it."""
+        sums = np.zeros(len(position), np.uint32)
+        with suppress(OSError), self._files[1].path.open("rb", buffering=0) as file:
+            for place, number in enumerate(position.tolist()):
+                file.seek(4 * number)
+                sums[place] = int.from_bytes(file.read(4), sys.byteorder)
+        return sums
 
     def _create(self, text: bytes) -> None:
         facts = self.folder / "table.json"

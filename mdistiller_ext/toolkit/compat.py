@@ -52,7 +52,8 @@ def _wandb() -> str | None:
 def _user() -> str | None:
     try:
         getpass.getuser()
-    except (KeyError, OSError):
-        os.environ["LOGNAME"] = str(os.getuid())
-        return f"the user's name is {os.getuid()}: this uid has none"
+    except (ImportError, KeyError, OSError):  # the first on Windows
+        uid = os.getuid() if hasattr(os, "getuid") else 0
+        os.environ["LOGNAME"] = str(uid)
+        return f"the user's name is {uid}: this uid has none"
     return None

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ..losses import widest
+
 
 class ContrastiveSampler(nn.Module):
     """Draws, for each image of a batch, one positive and `count` negatives.
@@ -67,6 +69,5 @@ class ContrastiveSampler(nn.Module):
 
     def _uniform(self, rows: int, columns: int, generator: torch.Generator) -> Tensor:
         # float64: in float32 some of 50,000 numbers are equal, and topk would prefer the first.
-        return torch.rand(
-            rows, columns, dtype=torch.float64, generator=generator, device=generator.device
-        )
+        place = generator.device
+        return torch.rand(rows, columns, dtype=widest(place), generator=generator, device=place)

@@ -83,7 +83,7 @@ def build_toolkit_distiller(
 
 def _adapted(cls: Any) -> Any:
     class Adapted(cls):
-        coupled = ""
+        coupled = ""  # which is measured
 
         def schedule(self, epoch: int) -> dict[str, float]:
             return {}
