@@ -185,7 +185,8 @@ def check(cfg: CN, before: Mapping[str, str] = MappingProxyType({})) -> dict[str
     if source(cfg.DISTILLER) == "mdistiller":  # its registry has been asked already
         del alone["DISTILLER.TYPE"]
     apply(alone)
-    names = ("DATASET.TYPE", "DISTILLER.TYPE", "DISTILLER.STUDENT", "DISTILLER.TEACHER")
+    names = ["DATASET.TYPE", "DATASET.HOLDOUT", "DISTILLER.TYPE"]
+    names += ["DISTILLER.STUDENT", "DISTILLER.TEACHER"]
     if not faults.keys() & set(names):
         try:
             data = facts(cfg.DATASET)

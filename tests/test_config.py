@@ -150,6 +150,7 @@ def test_text_that_is_a_literal_is_that(load):
         ("null: 1", "None: no such key"),
         ("'a\n b': 1".replace("\n", "\\n").replace("'", '"'), r"'a\n b': no such key"),
         ("SOLVER.LR: 0.1\nSOLVER: {LR: 0.2}", "SOLVER.LR: is given 2 times in "),
+        ("DATASET: {TYPE: digits, HOLDOUT: .nan}", "DATASET.HOLDOUT: nan is not allowed, expected"),
         ("DISTILLER: {TYPE: [1]}", "DISTILLER.TYPE: [1] is of the wrong type, expected text: "),
         ("DISTILLER: {SOURCE: x}", "DISTILLER.SOURCE: 'x' is not allowed, expected one of auto"),
         ("SOLVER: {SEED: 0x" + "f" * 5000 + "}", "SOLVER.SEED: int of thousands of digits is not"),

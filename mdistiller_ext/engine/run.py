@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..data import empty_classes
 from ..errors import ConfigError, RunError, Stopped
 from ..files import save
 from ..inert import inert
@@ -61,6 +62,8 @@ class Run:
         for line in inert(parts.cfg):
             print(f"warning: {line}")
         self.train_set, self.test_set = shared.data(parts)
+        for line in empty_classes(self.train_set, self.test_set):
+            print(f"warning: {line}")
         self.trainer = lane.prepare(parts, weights)
         self.meter, self.table = self.trainer.meter, self.trainer.table
         self.history = state["history"] if state else []

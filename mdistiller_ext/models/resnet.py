@@ -87,7 +87,6 @@ class ResNet(nn.Module):
         features = {"feats": feats, "preact_feats": preact_feats, "pooled_feat": pooled}
         return self.fc(pooled), features
 
-
     def logits(self, x: Tensor, block: Callable[[ResidualBlock, Tensor], Tensor]) -> Tensor:
         """The logits alone, with `block` in place of `activated`."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
