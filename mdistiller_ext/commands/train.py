@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     import torch
 
-    from ..config import load_cfg, shown
+    from ..config import altered, load_cfg
     from ..data import facts
     from ..engine import World, default_name, pick_device, resumed_name, train
 
@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
     world = World.join(device)
     # One process speaks for all.
     with nullcontext() if world.first else redirect_stdout(StringIO()):
-        print(f"{shown(cfg).dump()}device: {device}, processes: {world.size}", flush=True)
+        print(f"{altered(cfg).dump()}device: {device}, processes: {world.size}", flush=True)
         name = (resumed_name if args.resume else default_name)(cfg, args.opts)
         folder = Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, name)
         if args.resume and not folder.exists():
