@@ -107,7 +107,7 @@ ERRORS = [
     (2, "compare", ["list", DIGITS, "--part", "1/3"], ["--part: has no effect with list"]),
     (2, "train", [], ["the following arguments are required: --cfg"]),
     (2, "train", ["--cfg", DIGITS, "SOLVER.EPOCH", "2"], ["did you mean SOLVER.EPOCHS?"]),
-    (2, "train", ["--cfg", DIGITS, "SOLVER.LR", "1"], ["SOLVER.LR: '1'", "expected float"]),
+    (2, "train", ["--cfg", DIGITS, "SOLVER.LR", "x"], ["SOLVER.LR: 'x'", "expected float"]),
     (
         2,
         "train",

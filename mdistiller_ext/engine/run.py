@@ -252,7 +252,8 @@ class Run:
         """The epoch's learning rate and what the method schedules."""
         solver = self.solver
         lr = learning_rate(epoch, solver.LR, solver.LR_DECAY_STAGES, solver.LR_DECAY_RATE)
-        return {"lr": lr, **self.trainer.distiller.schedule(epoch)}
+        method = self.trainer.distiller
+        return {"lr": lr, **(method.planned if self.parts.ours else method.schedule)(epoch)}
 
     def _drawn(self, epoch: int) -> Tensor | None:
         """The epoch's random numbers for each image, (N, draws); None for a method without."""
