@@ -1,5 +1,6 @@
 """One's own images: folders and arrays, how they are normalised and augmented, a part held out."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -165,6 +166,16 @@ def test_of_a_folder_only_images_in_classes_count_and_the_rest_is_told(tmp_path,
     (line,) = capsys.readouterr().out.splitlines()
     kinds = "hidden entries (12), .pgm files (2), images beside the folders of classes (1), "
     assert line == f"DATASET.ROOT {root}: left out: {kinds}.jfif files (1), linked folders (1)"
+
+
+def test_what_is_left_out_is_no_part_of_the_json_of_eval(workdir, tool):
+    root = pictures(workdir / "d")
+    (root / "val" / "cat" / "a.jfif").touch()
+    torch.save(cifar_model_dict["resnet8"][0](num_classes=3).state_dict(), "a.pth")
+    words = ["-m", "resnet8", "-c", "a.pth", "-d", "folder", "--root", str(root), "--json"]
+    status, output, errors = tool("eval", *words, "DATASET.SIDE", "8")
+    assert status == 0 and json.loads(output)["images"] == 12
+    assert "left out: .jfif files (1)" in errors
 
 
 def test_an_image_is_turned_as_its_camera_says(tmp_path):
@@ -395,20 +406,24 @@ def test_other_images_under_the_same_name_are_another_run(workdir):
     assert other["environments"][0]["data"] != record["environments"][0]["data"]
 
 
-def test_a_teacher_that_is_trained_first_is_of_these_images(workdir):
+def test_a_teacher_that_is_trained_first_is_of_these_images(workdir, monkeypatch):
     root = pictures(workdir / "d", count=8, side=8)
     place = ["DATASET.TYPE", "folder", "DATASET.ROOT", str(root), "DATASET.SIDE", "8"]
     tree = {"DATASET": {"TYPE": "folder"}, "DISTILLER": {"STUDENT": "resnet8"}}
     tree["SOLVER"] = {"EPOCHS": 1, "LR_DECAY_STAGES": []}
     (workdir / "teacher.yaml").write_text(yaml.safe_dump({**tree, "DATASET": {"TYPE": "digits"}}))
-    options = [*place, "DISTILLER.TYPE", "DKD", "DISTILLER.TEACHER", "resnet8"]
+    options = [*place, "DISTILLER.TYPE", "DKD", "DISTILLER.TEACHER", "nets:small"]
     options += ["DISTILLER.STUDENT", "resnet8", "SOLVER.EPOCHS", "1"]
+    module = "from mdistiller_ext import cifar_model_dict\nsmall = cifar_model_dict['resnet8'][0]"
+    (workdir / "nets.py").write_text(module)
+    monkeypatch.syspath_prepend(str(workdir))
+    tree["DISTILLER"]["STUDENT"] = "nets:small"
     (workdir / "teacher.yaml").write_text(
         yaml.safe_dump({**tree, "DATASET": {"TYPE": "folder", "ROOT": str(root), "SIDE": 8}})
     )
     cfg = load_cfg(None, [*options, "DISTILLER.TEACHER_CFG", "teacher.yaml"])
     record, _ = train(cfg, "r", CPU)
-    file = Path("checkpoints", identity(cfg.DATASET), "resnet8.pth")
+    file = Path("checkpoints", identity(cfg.DATASET), "nets_small.pth")  # no colon, as in folders
     assert record["teacher"]["file"] == str(file) and file.exists()
     assert identity(cfg.DATASET).startswith("folder_")
 

@@ -21,7 +21,15 @@ from ..files import discard_parts, load, write_atomically, writing
 from ..models import pretrained
 from ..plugins import import_modules
 from ..sections import Parts
-from ..teacher import PRETRAINED, Weights, digest, fetch_weights, find_weights, load_weights
+from ..teacher import (
+    PRETRAINED,
+    Weights,
+    digest,
+    fetch_weights,
+    find_weights,
+    kept_at,
+    load_weights,
+)
 from . import chain
 from .folder import default_name, earlier_state, finished_before
 from .replicas import World
@@ -278,7 +286,7 @@ def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
             f"DISTILLER.TEACHER_CFG: {where} trains {trained[0]} on "
             f"{trained[1]}, expected {name} on {dataset}"
         )
-    file = Path("checkpoints", identity(cfg.DATASET), f"{name}.pth")
+    file = kept_at(name, identity(cfg.DATASET))
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file.with_suffix(".lock")).acquire()
