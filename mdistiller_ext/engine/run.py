@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..data import empty_classes
 from ..errors import ConfigError, RunError, Stopped
 from ..files import save
 from ..inert import inert
@@ -63,6 +64,8 @@ class Run:
         for line in inert(parts.cfg):
             print(f"warning: {line}")
         self.train_set, self.test_set = shared.data(parts)
+        for line in empty_classes(self.train_set, self.test_set):
+            print(f"warning: {line}")
         self.trainer = lane.prepare(parts, weights)
         for line in no_gain(parts, shared, self.trainer):
             print(f"warning: {line}")
@@ -266,7 +269,8 @@ class Run:
         """The epoch's learning rate and what the method schedules."""
         solver = self.solver
         lr = learning_rate(epoch, solver.LR, solver.LR_DECAY_STAGES, solver.LR_DECAY_RATE)
-        return {"lr": lr, **self.trainer.distiller.schedule(epoch)}
+        method = self.trainer.distiller
+        return {"lr": lr, **(method.planned if self.parts.ours else method.schedule)(epoch)}
 
     def _drawn(self, epoch: int) -> Tensor | None:
         """The epoch's random numbers for each image, (N, draws); None for a method without."""
