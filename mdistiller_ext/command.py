@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import signal
 import sys
 import traceback
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from .errors import ConfigError, RunError
+from .toolkit.forks import fork_hint
 
 
 class Lasting:
@@ -61,6 +63,13 @@ def existing(word: str) -> Path:
     return path(word)
 
 
+class Parser(argparse.ArgumentParser):
+    """One that knows the options of the toolkit's forks."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(message + "".join(map(fork_hint, message.split())))
+
+
 def run(name: str, prog: str, words: Sequence[str] | None = None) -> NoReturn:
     """Run a module of `commands`; `words` are sys.argv's where none are given."""
     # A thread that waits for its sisters spins for long by default: beside another busy process,
@@ -68,10 +77,14 @@ def run(name: str, prog: str, words: Sequence[str] | None = None) -> NoReturn:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     module = import_module(f".commands.{name}", __package__)
-    parser = argparse.ArgumentParser(
-        prog, description=module.__doc__, formatter_class=argparse.RawTextHelpFormatter
+    words = sys.argv[1:] if words is None else words
+    action = words[0] if words and words[0] in getattr(module, "ACTIONS", {}) else ""
+    parser = Parser(
+        prog,
+        description=module.ACTIONS[action] if action else module.__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
-    module.arguments(parser)
+    module.arguments(parser, *([action] if action else []))
     run_tool(module.main, parser, words)
 
 
@@ -95,7 +108,12 @@ def run_tool(
     with redirect_stdout(output), redirect_stderr(errors), ExitStack() as last:
         for stream in filter(None, (errors, output)):
             last.callback(stream.flush)
+        # With a space before it, a value as -5e-2 is not taken for an option.
+        words = [
+            re.sub(r"^-(?=\.?\d)", " -", w) for w in (sys.argv[1:] if words is None else words)
+        ]
         args = parser.parse_intermixed_args(words)
+        args.opts = [word.lstrip(" ") for word in getattr(args, "opts", ())]
         status, message = 0, ""
         try:
             import numpy  # noqa: F401 - of a Ctrl-C while torch imports it, torch takes no notice

@@ -5,7 +5,8 @@ import warnings
 from ast import literal_eval
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from contextlib import suppress
+from difflib import SequenceMatcher, get_close_matches
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -21,10 +22,12 @@ from .errors import ConfigError, RunError, bare, brief
 from .plugins import MODULES, import_modules
 from .sections import SECTIONS, SHARED
 from .settings import Rule, Settings, leaves, only
+from .toolkit.forks import fork_hint
 from .toolkit.methods import toolkit_node
 from .toolkit.rules import rules_beside, toolkit_rule
 from .yaml_file import read_yaml
 
+TEMPERATURES = ("T", "TAU", "TEMP", "TEMPERATURE")  # what methods call the same setting
 ANY: Rule = (lambda v: True, "a value")
 # Paths in which ~ and $VARIABLES are what a shell makes of them.
 HOMES = [("LOG", "PREFIX"), ("DATASET", "ROOT")]
@@ -192,6 +195,19 @@ def shown(cfg: CN) -> CN:
     return CN({section: cfg[section].clone() for section in sections if section in cfg})
 
 
+def altered(cfg: CN) -> CN:
+    """Of what a run depends on, what is not the default."""
+    usual, tree = dict(leaves(get_cfg())), CN()
+    for key, value in leaves(shown(cfg)):
+        if key not in usual or usual[key] != value:
+            *sections, last = key.split(".")
+            inner = tree
+            for section in sections:
+                inner = inner.setdefault(section, CN())
+            inner[last] = value
+    return tree
+
+
 def check(cfg: CN, before: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """The faults of a config: key -> a line with the value found and the values allowed.
 
@@ -212,7 +228,8 @@ def check(cfg: CN, before: Mapping[str, str] = MappingProxyType({})) -> dict[str
     if source(cfg.DISTILLER) == "mdistiller":  # its registry has been asked already
         del alone["DISTILLER.TYPE"]
     apply(alone)
-    names = ("DATASET.TYPE", "DISTILLER.TYPE", "DISTILLER.STUDENT", "DISTILLER.TEACHER")
+    names = ["DATASET.TYPE", "DATASET.HOLDOUT", "DISTILLER.TYPE"]
+    names += ["DISTILLER.STUDENT", "DISTILLER.TEACHER"]
     if not faults.keys() & set(names):
         try:
             data = facts(cfg.DATASET)
@@ -301,7 +318,7 @@ def _merge(values: Mapping[str, Any], cfg: CN) -> dict[str, str]:
         if key not in known:
             inside = [k for k in known if k.startswith(f"{key}.")]
             if not inside:
-                faults[key] = f"{bare(key)}: no such key{_hint(key, known)}"
+                faults[key] = f"{bare(key)}: no such key{_hint(key, known) or fork_hint(key)}"
             elif given != {}:
                 faults[key] = (
                     f"{key}: {brief(given)} is not allowed, expected keys in it, as {inside[0]}"
@@ -313,11 +330,9 @@ def _merge(values: Mapping[str, Any], cfg: CN) -> dict[str, str]:
             *sections, last = key.split(".")
             reduce(getitem, sections, cfg)[last] = value
         else:
-            hint = f" (write {brief(value)}.0)" if type(value) is int and kind is float else ""
             faults[key] = (
                 f"{key}: {brief(given)} is of the wrong type, expected "
-                f"{'text' if kind is str else kind.__name__}: "
-                f"{rule_of(key)[1]}{hint}"
+                f"{'text' if kind is str else kind.__name__}: {rule_of(key)[1]}"
             )
     return faults
 
@@ -325,7 +340,8 @@ def _merge(values: Mapping[str, Any], cfg: CN) -> dict[str, str]:
 def _as_type(value: Any, kind: type) -> Any:
     """A value as yacs reads it: text that is a Python literal is that, lists and tuples are one.
 
-    Beyond yacs, where text is expected a number is text too: a run may be named 5.
+    Beyond yacs, where text is expected a number is text too: a run may be named 5; and where a
+    float is, an integer is one.
     """
     if isinstance(value, str):
         try:
@@ -338,9 +354,33 @@ def _as_type(value: Any, kind: type) -> Any:
             value = literal
     if isinstance(value, (list, tuple)) and kind in (list, tuple):
         value = kind(value)
+    if type(value) is int and kind is float:
+        with suppress(OverflowError):
+            value = float(value)
     return value
 
 
-def _hint(key: str, known: Iterable[str]) -> str:
-    near = get_close_matches(key.upper(), known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+def _hint(key: str, known: Mapping[str, Any]) -> str:
+    """ "; did you mean KEY?" of one that is called the same in its section, or of one like it."""
+    word = key.upper()
+    section, _, last = word.rpartition(".")
+    names = {last, *(TEMPERATURES if last in TEMPERATURES else ())}
+    own = [k for k in known if k.startswith(f"{section}." if section else "")]
+    same = [k for k in own if k.rpartition(".")[2] in names]
+    near = next(iter(same), "") or (section if section in known else _nearest(word, known))
+    return f"; did you mean {near}?" if near else ""
+
+
+def _nearest(word: str, keys: Iterable[str]) -> str:
+    """The key most like a word whose section and name are each like the word's; or ""."""
+
+    def alike(one: str, other: str) -> bool:
+        near = SequenceMatcher(None, one, other).ratio() >= 0.6
+        return near or one[:-1] == other or other[:-1] == one
+
+    section, _, last = word.rpartition(".")
+    for key in get_close_matches(word, keys, n=5):
+        of_key, _, name = key.rpartition(".")
+        if alike(last, name) and (not section or alike(section, of_key)):
+            return key
+    return ""

@@ -1,5 +1,6 @@
 """One's own images: folders and arrays, how they are normalised and augmented, a part held out."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -115,16 +116,11 @@ def a_bomb(root):
     Image.new("1", (16_000, 16_000)).save(root / "train" / "cat" / "0.png")
 
 
-def a_folder_as_file(root):
-    (root / "train" / "cat" / "0.png").unlink()
-    (root / "train" / "cat" / "0.png").mkdir()
-
-
 @pytest.mark.parametrize(
     ("change", "side", "message"),
     [
         (no_split, 8, "holds no folder val/"),
-        (no_images, 8, "train: holds no images in folders of classes"),
+        (no_images, 8, r"train: holds no images in folders of classes; left out: \.txt files \(12"),
         (an_empty_class, 8, "ant: holds no images"),
         (one_class, 8, "has 1 classes, expected two or more"),
         (a_strange_class, 8, "has classes that train/ has not: fox"),
@@ -133,7 +129,6 @@ def a_folder_as_file(root):
         (sixteen_bits, 8, r"0\.png: no image .*more than 8 bits a channel"),
         (cut_off, 8, r"eel/0\.png: no image that can be read"),
         (a_bomb, 8, r"cat/0\.png: no image .*decompression bomb"),
-        (a_folder_as_file, 8, r"cat/0\.png: no image that can be read: .*directory"),
     ],
 )
 def test_folders_that_are_refused(tmp_path, change, side, message):
@@ -141,6 +136,61 @@ def test_folders_that_are_refused(tmp_path, change, side, message):
     with pytest.raises((ConfigError, RunError), match=message) as error:
         get_dataset(section(TYPE="folder", ROOT=str(tmp_path / "d"), SIDE=side))
     assert "\n" not in str(error.value)
+
+
+def hidden(folder, content):
+    """What notebooks, file managers and archivers leave behind."""
+    for name in (".ipynb_checkpoints", "__MACOSX"):
+        (folder / name).mkdir()
+        shutil.copy(content, folder / name / "x.png")
+    (folder / "._x.png").write_bytes(b"no image")
+
+
+def test_of_a_folder_only_images_in_classes_count_and_the_rest_is_told(tmp_path, capsys):
+    root = pictures(tmp_path / "d")
+    node = section(TYPE="folder", ROOT=str(root), SIDE=8)
+    before = get_dataset(node)
+    assert capsys.readouterr().out == ""
+    image = root / "train" / "cat" / "0.png"
+    for folder in (root / "train", root / "val", root / "train" / "cat", root / "val" / "eel"):
+        hidden(folder, image)
+    (root / "train" / "dog" / "0.png").rename(root / "train" / "dog" / "a.png")
+    (root / "train" / "dog" / "0.png").mkdir()  # named like a file
+    (root / "train" / "dog" / "a.png").rename(root / "train" / "dog" / "0.png" / "x.png")
+    (root / "train" / "eel" / "more").symlink_to(root / "val" / "eel")
+    shutil.copy(image, root / "train" / "stray.png")
+    for name in ("a.jfif", "b.PGM", "c.pgm"):
+        (root / "train" / "cat" / name).touch()
+    after = get_dataset(node)
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(one.padded, other.padded) and torch.equal(one.targets, other.targets)
+    assert facts(node) == (12, 3, 8)
+    (line,) = capsys.readouterr().out.splitlines()
+    kinds = "hidden entries (12), .pgm files (2), images beside the folders of classes (1), "
+    assert line == f"DATASET.ROOT {root}: left out: {kinds}.jfif files (1), linked folders (1)"
+
+
+def test_what_is_left_out_is_no_part_of_the_json_of_eval(workdir, tool):
+    root = pictures(workdir / "d")
+    (root / "val" / "cat" / "a.jfif").touch()
+    torch.save(cifar_model_dict["resnet8"][0](num_classes=3).state_dict(), "a.pth")
+    words = ["-m", "resnet8", "-c", "a.pth", "-d", "folder", "--root", str(root), "--json"]
+    status, output, errors = tool("eval", *words, "DATASET.SIDE", "8")
+    assert status == 0 and json.loads(output)["images"] == 12
+    assert "left out: .jfif files (1)" in errors
+
+
+def test_an_image_is_turned_as_its_camera_says(tmp_path):
+    root = pictures(tmp_path / "d")
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4] = 255  # white above
+    upright = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    upright.rotate(90).save(root / "train/cat/0.png", exif=exif)
+    upright.save(root / "train/cat/1.jpg", exif=b"Exif\0\0no such thing")
+    train_set, _ = get_dataset(section(TYPE="folder", ROOT=str(root), SIDE=8, PADDING=0))
+    assert (train_set.padded[:2, :, :4] > 250).all() and (train_set.padded[:2, :, 4:] < 5).all()
 
 
 def arrays(**changes):
@@ -358,20 +408,24 @@ def test_other_images_under_the_same_name_are_another_run(workdir):
     assert other["environments"][0]["data"] != record["environments"][0]["data"]
 
 
-def test_a_teacher_that_is_trained_first_is_of_these_images(workdir, capsys):
+def test_a_teacher_that_is_trained_first_is_of_these_images(workdir, monkeypatch, capsys):
     root = pictures(workdir / "d", count=8, side=8)
     place = ["DATASET.TYPE", "folder", "DATASET.ROOT", str(root), "DATASET.SIDE", "8"]
     tree = {"DATASET": {"TYPE": "folder"}, "DISTILLER": {"STUDENT": "resnet8"}}
     tree["SOLVER"] = {"EPOCHS": 1, "LR_DECAY_STAGES": []}
     (workdir / "teacher.yaml").write_text(yaml.safe_dump({**tree, "DATASET": {"TYPE": "digits"}}))
-    options = [*place, "DISTILLER.TYPE", "DKD", "DISTILLER.TEACHER", "resnet8"]
+    options = [*place, "DISTILLER.TYPE", "DKD", "DISTILLER.TEACHER", "nets:small"]
     options += ["DISTILLER.STUDENT", "resnet8", "SOLVER.EPOCHS", "1"]
+    module = "from mdistiller_ext import cifar_model_dict\nsmall = cifar_model_dict['resnet8'][0]"
+    (workdir / "nets.py").write_text(module)
+    monkeypatch.syspath_prepend(str(workdir))
+    tree["DISTILLER"]["STUDENT"] = "nets:small"
     (workdir / "teacher.yaml").write_text(
         yaml.safe_dump({**tree, "DATASET": {"TYPE": "folder", "ROOT": str(root), "SIDE": 8}})
     )
     cfg = load_cfg(None, [*options, "DISTILLER.TEACHER_CFG", "teacher.yaml"])
     record, _ = train(cfg, "r", CPU)
-    file = Path("checkpoints", identity(cfg.DATASET), "resnet8.pth")
+    file = Path("checkpoints", identity(cfg.DATASET), "nets_small.pth")  # no colon, as in folders
     assert record["teacher"]["file"] == str(file) and file.exists()
     assert identity(cfg.DATASET).startswith("folder_")
     train(cfg, "s", CPU)
@@ -465,3 +519,38 @@ def test_tensors_from_python_that_are_refused(workdir, changes, message):
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
     with pytest.raises(ConfigError, match=message):
         distill(network, network, tuple((split | changes).values()), tuple(split.values()))
+
+
+@pytest.mark.parametrize("gap", [0, 2])
+def test_labels_that_leave_a_class_empty_are_said_and_counted_right(workdir, capsys, gap):
+    labels = torch.arange(64) % 3
+    labels[labels >= gap] += 1
+    split = torch.randint(256, (64, 3, 8, 8), dtype=torch.uint8), labels
+    networks = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4)) for _ in range(2)]
+    options = ["SOLVER.EPOCHS", 1, "SOLVER.LR_DECAY_STAGES", [], "DATASET.HOLDOUT", 0.25]
+    options += ["SOLVER.BATCH_SIZE", 48]
+    record, _ = distill(*networks, split, split, options=options, device="cpu")
+    warning = f"warning: no training image has label {gap}: 1 of 4 classes have no image; if labels"
+    assert capsys.readouterr().out.count(warning) == 1
+    data = record["data"]
+    assert (data["train_images"], data["evaluated_images"], data["classes"]) == (48, 16, 4)
+
+
+def test_a_class_without_a_test_image_is_said(workdir, capsys):
+    np.savez("a.npz", **arrays(test_labels=np.arange(8) % 3))
+    options = ["DATASET.TYPE", "arrays", "DISTILLER.STUDENT", "resnet8", "SOLVER.EPOCHS", "1"]
+    train(load_cfg(None, [*options, "DATASET.ROOT", "a.npz"]), "r", CPU)
+    said = [line for line in capsys.readouterr().out.splitlines() if "has label" in line]
+    assert said == ["warning: no test image has label 3: 1 of 4 classes are not tested"]
+
+
+@pytest.mark.parametrize("kind", ["arrays", "folder"])
+def test_a_share_that_holds_out_nothing_is_refused_with_the_config(workdir, kind):
+    root = pictures(workdir / "d", count=3)
+    np.savez("a.npz", **arrays(train_labels=np.arange(20) % 10))
+    place = ["DATASET.ROOT", "a.npz" if kind == "arrays" else str(root), "DATASET.SIDE", "8"]
+    options = ["DATASET.TYPE", kind, *place, "DISTILLER.STUDENT", "resnet8"]
+    most = "a class has at most [23] training images; expected a larger share, or 0"
+    with pytest.raises(ConfigError, match=rf"\ADATASET.HOLDOUT: 0.1 holds out no image: {most}\Z"):
+        load_cfg(None, [*options, "DATASET.HOLDOUT", "0.1"])
+    assert load_cfg(None, [*options, "DATASET.HOLDOUT", "0.5"])

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from test_study import EFFECTS, SESSION, TEACHER, TREE, edit, stub_runs, study  # noqa: F401
 
 from mdistiller_ext.engine.record import read_record, summary
@@ -19,6 +20,7 @@ from mdistiller_ext.errors import RunError
 from mdistiller_ext.study import plots, report
 from mdistiller_ext.study.analysis import analyse
 from mdistiller_ext.study.pictures import pictures
+from mdistiller_ext.study.plan import read_study
 from mdistiller_ext.study.records import collect, table
 from mdistiller_ext.study.report import write_report
 from mdistiller_ext.study.statistics import power
@@ -78,6 +80,17 @@ def texts(folder):
 def section(text, heading):
     """The lines of a Markdown report under a heading."""
     return text.split(f"## {heading}\n")[1].split("\n## ")[0]
+
+
+def test_a_study_needs_no_student_alone(write, workdir):
+    arms = {arm: node for arm, node in TREE["arms"].items() if arm != "student alone"}
+    Path("stub.yaml").write_text(
+        yaml.safe_dump({**{k: v for k, v in TREE.items() if k != "alone"}, "arms": arms})
+    )
+    built = read_study(Path("stub.yaml"), Path("out"))
+    stub_runs(built)
+    text, _ = write(built)
+    assert "## Differences to DKD\n" in text and "alone" not in text
 
 
 def test_the_report_and_its_files(stubs):

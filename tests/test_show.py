@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from conftest import CPU, signal_at
+from matplotlib import font_manager
 
 from mdistiller_ext.commands import show
 from mdistiller_ext.engine import train
 from mdistiller_ext.engine.record import read_record, write_record
-from mdistiller_ext.study import plots
+from mdistiller_ext.study import formats, plots
 
 
 @pytest.fixture
@@ -92,6 +93,26 @@ def test_without_its_libraries_a_run_is_its_lines(run, tool, monkeypatch):
 )
 def test_a_sparkline_goes_from_the_least_to_the_greatest(values, line):
     assert show.sparkline(values) == line
+
+
+def test_characters_that_no_font_has_are_said_once(monkeypatch, capsys):
+    """Python's warnings are errors here."""
+    fonts = [font for font in font_manager.fontManager.ttflist if font.name == "DejaVu Sans"]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", fonts)
+    for name in ("\ud2b8\ub808", "\ub808"):
+        runs = {name: [{"epoch": 1, "loss": 1.0}], "other": []}
+        figure = plots.by_run(runs, {"loss": "loss"}, steps=False)
+        assert b"<svg" in formats.drawn(figure, "svg")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("warning: pictures: no installed font has \ub808\ud2b8: they show boxes")
+
+
+def test_a_font_that_has_the_characters_is_taken(capsys):
+    usual = formats._characters(font_manager.findfont("DejaVu Sans"))
+    other = next(f for f in font_manager.fontManager.ttflist if f.name == "STIXGeneral")
+    character = min(c for c in formats._characters(other.fname) - usual if c.isprintable())
+    assert len(formats.families(f"a{character}")) == 2 and formats.families("a") == ["DejaVu Sans"]
+    assert capsys.readouterr().out == ""
 
 
 def test_a_panel_has_a_line_a_run_with_the_epochs_that_it_has():

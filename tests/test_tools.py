@@ -22,6 +22,8 @@ from mdistiller_ext import command, packaged
 from mdistiller_ext.command import run
 from mdistiller_ext.commands import compare
 from mdistiller_ext.data import cifar100
+from mdistiller_ext.distillers import distiller_dict
+from mdistiller_ext.losses import LOSSES
 from mdistiller_ext.teacher import TeacherTable
 
 DIGITS = str(ROOT / "configs" / "digits" / "vanilla.yaml")
@@ -38,6 +40,87 @@ def test_train_then_eval(tool, workdir):
     measured = json.loads(tool("eval", *words, "--json")[1])
     assert measured["top1"] == expected
     assert f"top-1 {expected:.2f} %" in tool("eval", *words)[1]
+    Path("checkpoints/digits").mkdir(parents=True)
+    (record.parent / "student_last").rename("checkpoints/digits/resnet8.pth")
+    for word in ("pretrain", "pretrained"):  # of eval, of DISTILLER.TEACHER_CKPT
+        assert json.loads(tool("eval", *words[:3], word, *words[4:], "--json")[1]) == {
+            **measured,
+            "file": "checkpoints/digits/resnet8.pth",
+        }
+
+
+def test_a_run_begins_with_what_is_not_the_default_alone(tool, workdir):
+    words = ["--cfg", DIGITS, "--device", "cpu", "SOLVER.EPOCHS", "1", "SOLVER.LR_DECAY_STAGES"]
+    output = tool("train", *words, "[]")[1]
+    before, _, _ = output.partition("device: cpu")
+    assert "EPOCHS: 1" in before and "STUDENT: resnet8" in before
+    assert "MOMENTUM" not in before and "DKD" not in before
+
+
+def test_negative_numbers_are_values_in_every_command(tool, workdir):
+    for value in ("-5e-2", "-.5", "-1_0", "-0.1"):
+        status, _, error = tool("train", "--cfg", DIGITS, "SOLVER.LR", value)
+        assert status == 2 and "SOLVER.LR: -" in error and "is not allowed" in error
+        for words in (
+            ["eval", "-m", "resnet8", "-d", "digits", "DATASET.HOLDOUT", value],
+            ["teacher_table", "--cfg", DIGITS, "SOLVER.LR", value],
+            ["compare", "list", "digits", "SOLVER.LR", value],
+            ["anatomy", "--cfg", DIGITS, "SOLVER.LR", value],
+        ):
+            status, _, error = tool(*words)
+            assert status == 2 and ": -" in error and "is not allowed" in error, words
+
+
+def test_help_of_a_part_of_a_command_is_its_own(tool):
+    for action, has, lacks in (("run", "--jobs", "--allow"), ("report", "--allow", "--jobs")):
+        status, output, _ = tool("compare", action, "--help")
+        assert status == 0 and has in output and lacks not in output
+    output = tool("compare", "--help")[1]
+    assert "--jobs" in output and "--allow" in output
+
+
+def test_the_flags_of_forks_are_told_what_does_it_here(tool):
+    status, _, error = tool("train", "--cfg", DIGITS, "--logit-stand", "--kd-weight", "9")
+    assert status == 2 and "here logit standardisation is DISTILLER.TYPE KD_LS" in error
+    assert "as KD_LS.KD_WEIGHT" in error
+
+
+def test_methods_lists_and_shows_what_a_module_registers(workdir, monkeypatch, capsys):
+    (workdir / "own_methods.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from mdistiller_ext import register_method\n"
+        "from mdistiller_ext.distillers import Vanilla\n"
+        "from mdistiller_ext.losses import Loss\n"
+        "from mdistiller_ext.settings import setting, number\n"
+        "@dataclass(frozen=True)\n"
+        "class OWN_LOSS(Loss):\n"
+        '    "The page of a loss."\n'
+        "    POWER: float = setting(2.0, number(1), 'an exponent')\n"
+        "@register_method('OWN_METHOD')\n"
+        "class Own(Vanilla):\n"
+        '    "The page of a method."\n'
+    )
+    words = ["EXPERIMENT.IMPORT", "['own_methods']"]
+
+    def shown(*more):
+        with pytest.raises(SystemExit) as end:
+            run("methods", "methods", more)
+        assert end.value.code == 0
+        return capsys.readouterr().out
+
+    registries = LOSSES, distiller_dict
+    before = [dict(registry) for registry in registries]
+    try:
+        lines = shown(*words).splitlines()
+        assert any(re.fullmatch(r"DKD_HYPERGRADIENT +DKD \+ HYPERGRADIENT", x) for x in lines)
+        assert any(re.fullmatch(r"OWN_METHOD +The page of a method\.", x) for x in lines)
+        assert "an exponent" in shown("OWN_LOSS", *words)
+        assert "The page of a method." in shown("OWN_METHOD", *words)
+    finally:
+        for registry, entries in zip(registries, before, strict=True):
+            registry.clear()
+            registry.update(entries)
+        sys.modules.pop("own_methods", None)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +191,7 @@ ERRORS = [
     (2, "compare", ["list", DIGITS, "--part", "1/3"], ["--part: has no effect with list"]),
     (2, "train", [], ["the following arguments are required: --cfg"]),
     (2, "train", ["--cfg", DIGITS, "SOLVER.EPOCH", "2"], ["did you mean SOLVER.EPOCHS?"]),
-    (2, "train", ["--cfg", DIGITS, "SOLVER.LR", "1"], ["SOLVER.LR: '1'", "expected float"]),
+    (2, "train", ["--cfg", DIGITS, "SOLVER.LR", "x"], ["SOLVER.LR: 'x'", "expected float"]),
     (
         2,
         "train",

@@ -17,7 +17,7 @@ import re
 import shlex
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import packaged
 from ..command import path
@@ -30,30 +30,44 @@ if TYPE_CHECKING:
 OUTPUT = Path("output", "studies")
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=["run", "list", "report"])
+# What --help says of each.
+ACTIONS = {
+    "run": """Run a study. Runs that are finished are never repeated; those that stopped go on.
+
+    %(prog)s run STUDY.yaml [--jobs N] [--together K] [KEY VALUE ...]
+    %(prog)s run STUDY.yaml --part 3/10 [..]         # of an array of ten jobs the third
+    %(prog)s run STUDY.yaml --launcher ray [--address HOST:PORT] [--gpus 0.25]
+""",
+    "list": """Say how far each arm of a study is, and how long the rest takes at the pace so far.
+
+    %(prog)s list STUDY.yaml [KEY VALUE ...]
+""",
+    "report": """Say what can be concluded from a study's finished runs.
+
+    %(prog)s report STUDY.yaml [--allow CONDITION] [KEY VALUE ...]
+""",
+}
+
+
+def arguments(parser: argparse.ArgumentParser, action: str = "") -> None:
+    def option(of: str, name: str, help: str | None = None, **more: Any) -> None:
+        told = help if action in ("", of) else argparse.SUPPRESS
+        parser.add_argument(name, help=told, **more)
+
+    parser.add_argument("action", choices=[*ACTIONS], metavar=action or None)
     parser.add_argument("study", type=packaged.study, metavar="STUDY.yaml")
     parser.add_argument("--output", type=path, default=OUTPUT, metavar="FOLDER")
-    parser.add_argument("--jobs", type=int, help="processes at once (default: one a core, or 1)")
-    parser.add_argument("--together", type=int, help="runs a process trains at once (GPU: 16)")
-    parser.add_argument(
-        "--part", type=part, default=(1, 1), metavar="K/N", help="every Nth run, from the Kth on"
-    )
-    parser.add_argument("--launcher", choices=["processes", "ray"], default="processes")
-    parser.add_argument(
-        "--address", help="of a Ray cluster (default: one that runs here, or a new)"
-    )
-    parser.add_argument(
-        "--gpus", type=float, default=0.0, help="of Ray, for a process: 1, 0.25, .."
-    )
-    parser.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="CONDITION",
-        help="what may differ between the runs of a report, as device_name",
-    )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
+    option("run", "--jobs", "processes at once (default: one a core, or 1)", type=int)
+    option("run", "--together", "runs a process trains at once (GPU: 16)", type=int)
+    kth = {"type": part, "default": (1, 1), "metavar": "K/N"}
+    option("run", "--part", "every Nth run, from the Kth on", **kth)
+    option("run", "--launcher", choices=["processes", "ray"], default="processes")
+    option("run", "--address", "of a Ray cluster (default: one that runs here, or a new)")
+    option("run", "--gpus", "of Ray, for a process: 1, 0.25, ..", type=float, default=0.0)
+    allowed = {"action": "append", "default": [], "metavar": "CONDITION"}
+    what = "what may differ between runs, as device_name"
+    option("report", "--allow", what if action else f"of `report`: {what}", **allowed)
+    option("run", "--device", "cpu, cuda, cuda:1, ...; by default a GPU if there is one")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings of every run")
 
 

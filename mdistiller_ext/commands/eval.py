@@ -8,11 +8,19 @@
 import argparse
 import json
 import sys
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..command import existing
 from ..errors import ConfigError, bare
+
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
+
+    from ..data import ImageSet
+
+PRETRAINED = ("pretrain", "pretrained")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +52,23 @@ KEYS = {
 
 
 def main(args: argparse.Namespace) -> None:
+    # One JSON object is all that --json prints.
+    with redirect_stdout(sys.stderr) if args.json else nullcontext():
+        cfg, test, file, metrics = measured(args)
+    if args.json:
+        content = {"model": args.model, "file": str(file), "dataset": cfg.DATASET.TYPE}
+        print(json.dumps({**content, "images": len(test), **metrics}))
+        return
+    held = f", {len(test):,} training images held out" if cfg.DATASET.HOLDOUT else ""
+    print(
+        f"{args.model} from {file} on {cfg.DATASET.TYPE}{held}: top-1 {metrics['top1']:.2f} %, "
+        f"top-5 {metrics['top5']:.2f} %, NLL {metrics['nll']:.4f}, "
+        f"calibration error {metrics['ece']:.4f}"
+    )
+
+
+def measured(args: argparse.Namespace) -> "tuple[CfgNode, ImageSet, Path, dict[str, float]]":
+    """The config, the test set, the file of the weights, and the figures."""
     from ..config import as_pairs, load_cfg
     from ..data import Dataset, facts, get_dataset, identity
     from ..engine import numbers, performance, pick_device, predict
@@ -67,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
                 lines = lines.replace(f"{key}: ", f"--{option}: ")
         raise ConfigError(lines) from error
     device, where = pick_device(args.device), identity(cfg.DATASET)
-    if args.ckpt == "pretrain":
+    if args.ckpt in PRETRAINED:
         file = find_weights(args.model, where) or fetch_weights(args.model, where)
     else:
         file = Path(args.ckpt)
@@ -81,21 +106,11 @@ def main(args: argparse.Namespace) -> None:
     test = test.to(device)
     logits = predict(model.to(device), test, cfg.DATASET.TEST.BATCH_SIZE)
     metrics = numbers(performance(logits, test.targets))
-    if line := below_claim(args.model, metrics["top1"], state.claim):
-        print(f"warning: {line}", file=sys.stderr if args.json else sys.stdout)
-    held = f", {len(test):,} training images held out" if cfg.DATASET.HOLDOUT else ""
-    if args.json:
-        content = {"model": args.model, "file": str(file), "dataset": cfg.DATASET.TYPE}
-        print(json.dumps({**content, "images": len(test), **metrics}))
-    else:
-        if doubt := unlike_holdout(Dataset.read(cfg.DATASET), file):
-            print(f"warning: {doubt}")
-        print(
-            f"{args.model} from {file} on {cfg.DATASET.TYPE}{held}: top-1 {metrics['top1']:.2f} %, "
-            f"top-5 {metrics['top5']:.2f} %, NLL {metrics['nll']:.4f}, "
-            f"calibration error {metrics['ece']:.4f}"
-        )
+    held_out = unlike_holdout(Dataset.read(cfg.DATASET), file)
+    for line in filter(None, (below_claim(args.model, metrics["top1"], state.claim), held_out)):
+        print(f"warning: {line}")
+    return cfg, test, file, metrics
 
 
 def weights(word: str) -> str | Path:
-    return word if word == "pretrain" else existing(word)
+    return word if word in PRETRAINED else existing(word)

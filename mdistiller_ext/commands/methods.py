@@ -2,6 +2,7 @@
 
 %(prog)s
 %(prog)s DKD_LP
+%(prog)s MINE EXPERIMENT.IMPORT "['my_losses']"
 %(prog)s --markdown              # all pages: docs/methods.md
 """
 
@@ -9,12 +10,13 @@ import argparse
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, bare
 
 if TYPE_CHECKING:
     from ..distillers import Recipe
     from ..settings import Settings
 
+IMPORT, NO_SETTINGS = "EXPERIMENT.IMPORT", "No settings."
 HEAD = """# Methods
 
 Written by `mdistiller-ext methods --markdown` from the code. A method is a *loss*, which compares
@@ -54,29 +56,47 @@ means that a policy does not go with it, both as they are by default:
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?")
     parser.add_argument("--markdown", action="store_true", help="all pages, as Markdown")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="EXPERIMENT.IMPORT")
 
 
 def main(args: argparse.Namespace) -> None:
-    from ..distillers import RECIPES
+    from ..config import as_pairs, load_cfg
+    from ..distillers import RECIPES, distiller_dict
     from ..losses import LOSSES
+    from ..plugins import import_modules
     from ..policies import POLICIES
 
+    if args.name == IMPORT:  # without a name before it
+        args.name, args.opts = None, [IMPORT, *args.opts]
+    if strange := as_pairs(args.opts).keys() - {IMPORT}:
+        raise ConfigError(f"{bare(min(strange))}: has no effect here, only {IMPORT}")
+    import_modules(load_cfg(None, args.opts).EXPERIMENT.IMPORT if args.opts else [])
     parts: dict[str, Any] = {**POLICIES, **LOSSES}
+    whole = {name: cls for name, cls in distiller_dict.items() if name not in RECIPES}
     if args.markdown:
         print(markdown(), end="")
     elif args.name is None:
-        for name, recipe in RECIPES.items():
-            print(f"{name:<16}{made_of(recipe)}")
+        rows = {name: made_of(recipe) for name, recipe in RECIPES.items()}
+        rows |= {name: doc_of(cls).partition("\n")[0] for name, cls in whole.items()}
+        width = max(map(len, rows)) + 2
+        print("\n".join(f"{name:<{width}}{text}".rstrip() for name, text in rows.items()))
     elif args.name in RECIPES and RECIPES[args.name].loss:
         recipe = RECIPES[args.name]
         print(f"{args.name}: {made_of(recipe)}\n\n{settings_of(recipe)}")
         for part in (recipe.loss, *recipe.policies):
-            print(f"\n{part}: {cleandoc(parts[part].__doc__)}")
+            print(f"\n{part}: {doc_of(parts[part])}")
     elif args.name in parts:
-        print(f"{cleandoc(parts[args.name].__doc__)}\n\n{table(parts[args.name])}")
+        print(f"{doc_of(parts[args.name])}\n\n{table(parts[args.name])}")
+    elif args.name in whole:
+        settings = getattr(whole[args.name], "SETTINGS", None)
+        print(f"{doc_of(whole[args.name])}\n\n{table(settings) if settings else NO_SETTINGS}")
     else:
-        known = ", ".join(sorted({*RECIPES, *parts}))
+        known = ", ".join(sorted({*RECIPES, *parts, *whole}))
         raise ConfigError(f"{args.name}: no method, loss or policy, expected one of {known}")
+
+
+def doc_of(part: Any) -> str:
+    return cleandoc(part.__doc__ or "")
 
 
 def made_of(recipe: "Recipe") -> str:
@@ -95,7 +115,7 @@ def table(part: "type[Settings]") -> str:
     meanings, defaults = part.meanings(), part.defaults()
     for key, (_, text) in part.rules().items():
         rows.append(f"| `{key}` | `{defaults[key]!r}` | {text} | {meanings[key]} |")
-    return "\n".join(rows) if defaults else "No settings."
+    return "\n".join(rows) if defaults else NO_SETTINGS
 
 
 def markdown() -> str:
@@ -113,13 +133,11 @@ def markdown() -> str:
     lines += ["", "## LOGIT: any loss with any policies", "", ANY, combinations(), ""]
     lines.append("# Losses\n")
     for name, loss in sorted(LOSSES.items()):
-        lines.append(f"## {name}\n\n{cleandoc(loss.__doc__ or '')}\n\n{table(loss)}\n")
+        lines.append(f"## {name}\n\n{doc_of(loss)}\n\n{table(loss)}\n")
     lines.append("# Policies\n")
     for name, policy in sorted(POLICIES.items()):
         sets = f"Sets {SLOTS[policy().slot]}."
-        lines.append(
-            f"## {name}\n\n{cleandoc(policy.__doc__ or '')}\n\n{sets}\n\n{table(policy)}\n"
-        )
+        lines.append(f"## {name}\n\n{doc_of(policy)}\n\n{sets}\n\n{table(policy)}\n")
     return "\n".join(lines)
 
 

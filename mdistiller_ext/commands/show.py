@@ -77,7 +77,7 @@ def about(record: dict[str, Any]) -> dict[str, str]:
             f"(the best, selected on {where})"
         )
     facts = {
-        "run": f"{node['TYPE']}, "
+        "run": f"{method(config)}, "
         + (f"{teacher['name']} ({teacher['test_top1']:.2f} %) -> " if teacher else "")
         + f"{node['STUDENT']} on {config['DATASET']['TYPE']}, seed {config['SOLVER']['SEED']}",
         "status": f"{record['status']}, {len(epochs)} of {config['SOLVER']['EPOCHS']} epochs in "
@@ -89,10 +89,21 @@ def about(record: dict[str, Any]) -> dict[str, str]:
     return {key: printable(text) for key, text in facts.items()}
 
 
+def method(config: Mapping[str, Any]) -> str:
+    """Its name; of LOGIT with the loss and the policies."""
+    name = config["DISTILLER"]["TYPE"]
+    parts = config.get(name, {})
+    if not isinstance(parts.get("LOSS"), str):
+        return name
+    return f"{name} ({' + '.join(map(str, [parts['LOSS'], *parts.get('POLICIES', [])]))})"
+
+
 def lines(facts: Mapping[str, str], epochs: Sequence[Mapping[str, float]]) -> list[str]:
     """A run for the terminal: its facts, and its figures from the first epoch to the last."""
+    from ..engine.record import own_figures, printable
+
     rows = dict(facts)
-    for key, label in FIGURES.items():
+    for key, label in (FIGURES | {key: printable(key) for key in own_figures(epochs)}).items():
         if values := [epoch[key] for epoch in epochs if key in epoch]:
             rows[label] = f"{values[0]:.4g} {sparkline(values)} {values[-1]:.4g}"
     width = max(map(len, rows))

@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     import torch
 
-    from ..config import load_cfg, shown
+    from ..config import altered, load_cfg
     from ..data import facts
     from ..engine import World, default_name, former_name, pick_device, train
 
@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
     world = World.join(device)
     # One process speaks for all.
     with nullcontext() if world.first else redirect_stdout(StringIO()):
-        print(f"{shown(cfg).dump()}device: {device}, processes: {world.size}", flush=True)
+        print(f"{altered(cfg).dump()}device: {device}, processes: {world.size}", flush=True)
         name = default_name(cfg, args.opts)
         # Asked once: the first process renames it.
         former = world.tell(former_name(cfg, name) if args.resume and world.first else "")

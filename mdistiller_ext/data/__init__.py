@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, counted
 from ..memory import check_memory
 from ..plugins import check_free
 from ..seeding import epoch_generator
@@ -97,6 +97,7 @@ def facts(node: Mapping[str, Any]) -> Facts:
     if source.known:
         of_class, side = source.known(settings)
         held = sum(_held(count, settings.HOLDOUT) for count in of_class)
+        _check_held(held, settings.HOLDOUT, max(of_class))
         return Facts(sum(of_class) - held, len(of_class), side)
     file = Path(settings.ROOT)
     key = source, repr(settings), file.stat().st_mtime_ns if file.exists() else 0
@@ -150,6 +151,7 @@ def get_dataset(node: Mapping[str, Any]) -> Splits:
     if settings.HOLDOUT:
         check_memory(train.padded.nbytes, "the part of the images that is held out", SMALLER)
         kept, held = stratified(train.targets, settings.HOLDOUT, settings.HOLDOUT_SEED)
+        _check_held(len(held), settings.HOLDOUT, int(train.targets.bincount().max()))
         train, test = train.subset(kept), train.subset(held, alone=True)
     return train, test
 
@@ -170,7 +172,38 @@ def stratified(targets: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor
 
 
 def _held(count: int, share: float) -> int:
-    return min(round(share * count), count - 1)
+    return max(0, min(round(share * count), count - 1))
+
+
+def _check_held(held: int, share: float, largest: int) -> None:
+    """Refuse a share that holds out no image.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if share > 0 and not held:
+        most = counted(largest, "training image")
+        raise ConfigError(
+            f"DATASET.HOLDOUT: {share:g} holds out no image: a class has at most {most}; expected "
+            f"a larger share, or 0"
+        )
+
+
+def empty_classes(train: ImageSet, test: ImageSet) -> list[str]:
+    """A line for each of the two sets that has no image of some class."""
+    classes = train.classes
+    trained, tested = (torch.bincount(d.targets, minlength=classes) > 0 for d in (train, test))
+    renumber = "if labels count from 1 or have a gap, number them from 0"
+    lines = []
+    for name, empty, effect in (
+        ("training", ~trained, f"have no image; {renumber}"),
+        ("test", trained & ~tested, "are not tested"),
+    ):
+        if labels := empty.nonzero().flatten().tolist():
+            some = ", ".join(map(str, labels[:5])) + (", ..." if len(labels) > 5 else "")
+            share = f"{len(labels)} of {classes} classes {effect}"
+            lines.append(f"no {name} image has label {some}: {share}")
+    return lines
 
 
 def _checked(sets: Any, kind: str) -> Splits:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -23,7 +23,8 @@ from .views import ImageSet
 SPLITS, FOLDERS, WHAT = ("train", "test"), ("train", "val"), ("images", "labels")
 SMALLER = "take fewer images, or a smaller DATASET.SIDE or DATASET.PADDING"
 Split = tuple[Tensor, Tensor]  # images (N, 3, side, side), uint8, and labels (N,)
-Listed = tuple[list[str], list[list[tuple[Path, int]]]]  # classes; (file, label) of each split
+Files = list[tuple[Path, int]]  # (file, label)
+Listed = tuple[list[str], list[Files], str]  # classes; the files of each split; what is left out
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -95,13 +96,15 @@ def load_file(file: Path) -> tuple[ImageSet, ImageSet]:
 
 def load_folder(root: Path, side: int) -> tuple[ImageSet, ImageSet]:
     """(train, test) of the folders train/ and val/ with a folder a class."""
-    _, splits = _listed(root, side)
+    _, splits, left_out = _listed(root, side)
+    if left_out:
+        print(f"DATASET.ROOT {root}: {left_out}")
     return as_sets(*read_splits(splits, side, padding=side // 8))
 
 
 def folder_facts(root: Path, side: int) -> tuple[list[int], int]:
     """The training images of each class and their side, from a folder's listing."""
-    classes, (train, _) = _listed(root, side)
+    classes, (train, _), _ = _listed(root, side)
     count = Counter(label for _, label in train)
     return [count[label] for label in range(len(classes))], side
 
@@ -131,18 +134,26 @@ def as_sets(train: Split, test: Split) -> tuple[ImageSet, ImageSet]:
 
 
 def list_folder(root: Path, names: Sequence[str]) -> Listed:
-    """(classes, [(file, label) of train, of test]) of a folder with a folder a class in each split.
+    """(classes, [(file, label) of train, of test], a line on what is left out) of a folder with a
+    folder a class in each split.
+
+    Left out are, at every level, entries that begin with a dot and `__MACOSX`; and in the folders
+    of classes files of other formats than SUFFIXES and linked folders.
 
     Raises:
         ConfigError: a split is missing or empty, or has classes that the training set has not.
     """
     classes: list[str] = []
     splits = []
+    left_out: Counter[str] = Counter()
     for name in names:
         folder = root / name
         if not folder.is_dir():
             raise ConfigError(f"DATASET.ROOT {root}: holds no folder {name}/")
-        found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        entries = _entries(folder, left_out)
+        found = [entry.name for entry in entries if entry.is_dir()]
+        beside = [entry for entry in entries if not entry.is_dir() and _is_image(entry.name)]
+        left_out["images beside the folders of classes"] += len(beside)
         classes = classes or found
         if strange := sorted(set(found) - set(classes)):
             raise ConfigError(
@@ -151,21 +162,58 @@ def list_folder(root: Path, names: Sequence[str]) -> Listed:
         files = [
             (file, label)
             for label, of_class in enumerate(classes)
-            for file in sorted((folder / of_class).rglob("*"))
-            if file.suffix.lower() in SUFFIXES
+            if of_class in found
+            for file in sorted(_images(folder / of_class, left_out))
         ]
         empty = set(range(len(classes))) - {label for _, label in files}
         if empty and name == names[0] and files:
-            raise ConfigError(f"{folder / classes[min(empty)]}: holds no images")
+            raise ConfigError(_no_images(folder / classes[min(empty)], "", left_out))
         if not files:
-            raise ConfigError(f"{folder}: holds no images in folders of classes")
+            raise ConfigError(_no_images(folder, " in folders of classes", left_out))
         splits.append(files)
     if len(classes) < 2:
         raise ConfigError(f"{root / names[0]}: has {len(classes)} classes, expected two or more")
-    return classes, splits
+    return classes, splits, _told(left_out)
 
 
-def read_splits(splits: list[list[tuple[Path, int]]], side: int, padding: int) -> list[Split]:
+def _entries(folder: Path, left_out: Counter[str]) -> list[os.DirEntry[str]]:
+    """What a folder holds, by name, but for what the system put there."""
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    kept = [e for e in entries if not e.name.startswith(".") and e.name != "__MACOSX"]
+    left_out["hidden entries"] += len(entries) - len(kept)
+    return kept
+
+
+def _images(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """The image files in a folder and in those within it."""
+    for entry in _entries(folder, left_out):
+        if entry.is_dir(follow_symlinks=False):
+            yield from _images(Path(entry.path), left_out)
+        elif entry.is_dir():
+            left_out["linked folders"] += 1
+        elif _is_image(entry.name):
+            yield Path(entry.path)
+        else:
+            suffix = Path(entry.name).suffix.lower()
+            left_out[f"{suffix} files" if suffix else "files without a suffix"] += 1
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES
+
+
+def _told(left_out: Counter[str]) -> str:
+    """One line, or "": "left out: hidden entries (3), .jfif files (2)"."""
+    parts = [f"{kind} ({count:,})" for kind, count in left_out.most_common() if count]
+    rest = [f"{len(parts) - 6} more kinds"] if len(parts) > 6 else []
+    return f"left out: {', '.join(parts[:6] + rest)}" if parts else ""
+
+
+def _no_images(folder: Path, where: str, left_out: Counter[str]) -> str:
+    return "; ".join(filter(None, [f"{folder}: holds no images{where}", _told(left_out)]))
+
+
+def read_splits(splits: list[Files], side: int, padding: int) -> list[Split]:
     """What `read_files` gives of train and test.
 
     Raises:
@@ -181,16 +229,17 @@ def nbytes(images: int, side: int) -> int:
     return images * 3 * side**2
 
 
-def read_files(files: list[tuple[Path, int]], side: int, what: str) -> tuple[Tensor, Tensor]:
+def read_files(files: Files, side: int, what: str) -> tuple[Tensor, Tensor]:
     """(images (N, 3, side, side) uint8, labels (N,)) of image files, decoded once and kept.
 
-    An image is scaled so that its shorter side fits, and its middle is taken.
+    An image is turned as its EXIF orientation says and scaled so that its shorter side fits, and
+    its middle is taken.
 
     Raises:
         RunError: a file is no image.
     """
     labels = torch.tensor([label for _, label in files])
-    digest = hashlib.sha256(f"2 {side}".encode())
+    digest = hashlib.sha256(f"3 {side}".encode())
     for file, _ in files:
         stat = file.stat()
         digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
@@ -224,7 +273,12 @@ def _decoded(files: list[Path], side: int, what: str) -> np.ndarray:
             with Image.open(file) as image:
                 if image.mode.startswith(("I", "F")):  # which would turn white
                     raise ValueError(f"{image.mode}, more than 8 bits a channel")
-                fitted = ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
+                image.load()
+                upright: Image.Image = image
+                with suppress(Exception):  # EXIF that cannot be read says nothing
+                    upright = ImageOps.exif_transpose(image)
+                colours = upright.convert("RGB")
+                fitted = ImageOps.fit(colours, (side, side), Image.Resampling.BICUBIC)
             return np.asarray(fitted).transpose(2, 0, 1)
         except Exception as error:  # whatever a damaged file leads to
             raise RunError(f"{file}: no image that can be read: {brief(str(error))}") from error

@@ -24,7 +24,7 @@ def load(root: Path) -> tuple[ImageSet, ImageSet]:
             f"CS231n there"
         )
     notes = root / "val" / "val_annotations.txt"
-    classes, splits = list_folder(root, ("train",) if notes.exists() else ("train", "val"))
+    classes, splits, _ = list_folder(root, ("train",) if notes.exists() else ("train", "val"))
     if notes.exists():
         lines = [line.split("\t") for line in notes.read_text().splitlines()]
         splits.append([(root / "val/images" / name, classes.index(of)) for name, of, *_ in lines])

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..losses import at_least_float32
 from ..policies import Context
 from ..settings import Settings
@@ -63,6 +64,10 @@ class Distiller(nn.Module):
         """The settings that depend on the epoch, counted from 1, as the step uses them."""
         return {}
 
+    def planned(self, epoch: int) -> dict[str, float]:
+        """What of them is what the record says of the epoch."""
+        return self.schedule(epoch)
+
     def draws(self, classes: int) -> int:
         """How many random numbers a step needs for each image; it finds them in the context."""
         return 0
@@ -93,7 +98,15 @@ class Distiller(nn.Module):
             return self.student(kwargs["image"])[0]
         if "context" not in kwargs:
             kwargs["context"] = Context(self.schedule(kwargs["epoch"]))
-        return self.forward_train(**kwargs)
+        logits, losses = self.forward_train(**kwargs)
+        for name, loss in losses.items():
+            learns = isinstance(loss, Tensor) and loss.requires_grad
+            if torch.is_grad_enabled() and logits.requires_grad and not learns:
+                raise ConfigError(
+                    f"{self.TYPE}: {name} is a {type(loss).__name__} without a gradient, expected "
+                    f"a tensor that the student learns from; monitor takes what is only logged"
+                )
+        return logits, losses
 
 
 class Vanilla(Distiller):

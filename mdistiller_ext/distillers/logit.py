@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from ..errors import ConfigError
 from ..losses import Pair
+from ..losses.divergence import scalars
 from ..policies import SLOTS, Context, RunFacts
 from .ahead import ahead
 from .base import Distiller
@@ -42,6 +43,11 @@ class Logit(Distiller):
             {type(p).__name__: act for p, act in self.acts if isinstance(act, nn.Module)}
         )
         self.held_every = max((policy.held_every for policy in self.policies), default=0)
+        # Not T but what a policy makes of it is then the base temperature.
+        self.finds_base = any(
+            policy.slot == "base" and "temperature" not in policy.schedule(1, self.run)
+            for policy in self.policies
+        )
         if self.loss.coupled:
             self.coupled = f"{type(self.loss).__name__} compares samples with each other"
 
@@ -62,6 +68,12 @@ class Logit(Distiller):
         for policy in self.policies:
             settings |= policy.schedule(epoch, self.run)
         return settings
+
+    def planned(self, epoch: int) -> dict[str, float]:
+        planned = self.schedule(epoch)
+        if self.finds_base:
+            del planned["temperature"]
+        return planned
 
     def draws(self, classes: int) -> int:
         return sum(policy.draws(classes) for policy in self.policies)
@@ -105,9 +117,11 @@ class Logit(Distiller):
 
     def value(self, pair: Pair) -> Tensor:
         """The distillation loss of each sample, (B,), with its factor and weights."""
-        loss = self.loss(pair)
+        name = f"loss {type(self.loss).__name__}"
+        loss = _checked(self.loss(pair), pair, name)
         value = self.loss.factor(pair, self.weights.T) * loss
-        return value if pair.weight is None else pair.weight * value
+        value = value if pair.weight is None else pair.weight * value
+        return _checked(value, pair, f"{name} with its factor and weights")
 
     def forward_train(
         self, *, image: Tensor, target: Tensor, context: Context, **kwargs: Any
@@ -120,6 +134,8 @@ class Logit(Distiller):
             # Before the cross-entropy: gradients are added in this order.
             loss_kd = self.value(pair)
         self.monitor = pair.seen | self.loss.seen(pair)
+        if self.finds_base and "mean_temperature" not in self.monitor:
+            self.monitor["mean_temperature"] = scalars(pair.tau, logits[:, 0]).detach().sum()
         if pair.weight is not None:
             self.monitor["mean_kd_weight"] = pair.weight.sum()
         if "warmup" in context.now:
@@ -128,6 +144,25 @@ class Logit(Distiller):
             "loss_ce": self.weights.CE_WEIGHT * F.cross_entropy(logits, target),
             "loss_kd": self.weights.KD_WEIGHT * loss_kd.mean(),
         }
+
+
+def _checked(value: Any, pair: Pair, name: str) -> Tensor:
+    """One value a sample, (B,), through which a student learns.
+
+    Raises:
+        ConfigError: a loss, a factor or a weight, perhaps the user's own, makes something else.
+    """
+    expected = f"expected one value a sample, of shape ({len(pair.target)},)"
+    if not isinstance(value, Tensor):
+        raise ConfigError(f"{name}: gives a {type(value).__name__}, {expected}")
+    if value.shape != pair.target.shape:
+        raise ConfigError(f"{name}: gives values of shape {tuple(value.shape)}, {expected}")
+    if torch.is_grad_enabled() and pair.student.requires_grad and not value.requires_grad:
+        raise ConfigError(
+            f"{name}: gives values without a gradient, expected some that the student's logits, "
+            f"pair.student, have one from: without detach(), argmax() or no_grad()"
+        )
+    return value
 
 
 def _drawing(

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,18 @@ TYPES = {
 }
 SESSION_TYPES = {"first_epoch": int, "torch": str, "device_name": str, "mdistiller_ext": str}
 TEACHER_TYPES = {"name": str, "file": str, "sha256": str, "test_top1": (int, float)}
+
+
+# The figures of an epoch that every reader of records knows, by name and by how it begins.
+KNOWN = {"epoch", "lr", "warmup", "temperature", "pruned_ratio", "loss", "train_top1", "seconds"}
+KNOWN |= {"mean_temperature", "mean_pruned_ratio", "teacher_table_hits", "images_per_s"}
+KNOWN_PREFIXES = ("loss_", "test_", "dat_")
+
+
+def own_figures(history: Sequence[Mapping[str, float]]) -> list[str]:
+    """The names of further ones: what a method schedules or logs by itself."""
+    names = dict.fromkeys(name for epoch in history for name in epoch)
+    return [n for n in names if n not in KNOWN and not n.startswith(KNOWN_PREFIXES)]
 
 
 def summary(history: Sequence[dict[str, float]]) -> dict[str, float]:

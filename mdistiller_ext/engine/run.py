@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..data import empty_classes
 from ..errors import ConfigError, RunError, Stopped
 from ..files import save
 from ..inert import inert
@@ -66,6 +67,8 @@ class Run:
         for line in inert(parts.cfg):
             print(f"warning: {line}")
         self.train_set, self.test_set = shared.data(parts)
+        for line in empty_classes(self.train_set, self.test_set):
+            print(f"warning: {line}")
         if trainer:
             trainer.renew(parts)
         self.trainer = trainer or Trainer(parts, shared, weights)
@@ -330,7 +333,8 @@ class Run:
         """The epoch's learning rate and what the method schedules."""
         solver = self.solver
         lr = learning_rate(epoch, solver.LR, solver.LR_DECAY_STAGES, solver.LR_DECAY_RATE)
-        return {"lr": lr, **self.trainer.distiller.schedule(epoch)}
+        method = self.trainer.distiller
+        return {"lr": lr, **(method.planned if self.parts.ours else method.schedule)(epoch)}
 
     def _uniforms(self, epoch: int) -> Tensor | None:
         """The epoch's random numbers by image, (N, draws); None for a method without."""

@@ -26,6 +26,7 @@ from .build import (
 from .loop import Epoch, Meter, train_epoch
 from .replicas import Replica, compares_samples
 from .shared import Shared
+from .single import check_single_images
 
 # What a trainer does not depend on, so that runs which differ in nothing else share one.
 APART = ("EXPERIMENT.", "LOG.", "SOLVER.SEED")
@@ -47,8 +48,9 @@ class Trainer:
         self.kind, self.weights, self.solver = kind(parts.cfg), weights, solver
         self.world, device = shared.world, shared.device
         set_arithmetic(device, solver.TF32)
-        self.data, _ = shared.data(parts)
+        self.data, test_set = shared.data(parts)
         self.distiller = self._initial(parts, weights).to(device)
+        check_single_images(self.distiller, solver, self.world, self.data, test_set)
         self.optimizer = build_optimizer(solver, self.distiller)
         features = takes_features(self.distiller, self.data) if weights else set()
         takes_logits = "teacher" not in features

@@ -22,7 +22,7 @@ from ..memory import is_out_of_memory, out_of_memory
 from ..models import pretrained
 from ..plugins import import_modules
 from ..sections import Parts
-from ..teacher import PRETRAINED, Weights, digest, fetch_weights, load_weights
+from ..teacher import PRETRAINED, Weights, digest, fetch_weights, kept_at, load_weights
 from . import chain
 from .fit import Job, fit, fit_rows, stack_form
 from .folder import ANEW, default_name, earlier_state, finished_before, set_aside
@@ -302,7 +302,7 @@ def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
             f"DISTILLER.TEACHER_CFG: {where} trains {trained[0]} on "
             f"{trained[1]}, expected {name} on {dataset}"
         )
-    file = Path("checkpoints", trained_on(cfg.DATASET), f"{name}.pth")
+    file = kept_at(name, trained_on(cfg.DATASET))
     run = default_name(teacher_cfg, held if cfg.DATASET.HOLDOUT else ())
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)

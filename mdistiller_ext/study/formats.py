@@ -4,15 +4,19 @@ import base64
 import io
 import re
 import textwrap
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
 import matplotlib
 import pandas as pd
+from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from ..engine.record import printable
 from .plan import RUNS, slug
@@ -20,6 +24,7 @@ from .tables import Section
 
 PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
 WIDE = 48  # characters, of a cell that is prose
+UNKNOWN: set[str] = set()  # characters that no font has, and that have been said
 SMALL = "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"
 TEX = {c: f"\\{c}" for c in "&%$#_{}"}
 TEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -106,10 +111,47 @@ def embedded(picture: bytes) -> str:
 def drawn(figure: Figure, kind: str) -> bytes:
     """A picture's file, the same bytes each time."""
     sink = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": ""}):
+    written = figure.findobj(Text)
+    family = families("".join(sorted({c for text in written for c in text.get_text()})))
+    for text in written if len(family) > 1 else ():
+        text.set_fontfamily(family)
+    with matplotlib.rc_context({"svg.hashsalt": ""}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # one line has said so
         metadata = {"Date": None} if kind == "svg" else None
         figure.savefig(sink, format=kind, dpi=150, metadata=metadata)
     return sink.getvalue()
+
+
+def families(text: str) -> list[str]:
+    """The usual font, and where it lacks characters of a text, installed ones that have them.
+
+    What none of them has is said, once a character.
+    """
+    usual = matplotlib.rcParams["font.sans-serif"][0]
+    wanted = {c for c in text if c.isprintable()} - _characters(font_manager.findfont(usual))
+    names = [usual]
+    for entry in sorted(font_manager.fontManager.ttflist, key=lambda font: font.name):
+        if not wanted:
+            break
+        if "Last Resort" not in entry.name and (found := wanted & _characters(entry.fname)):
+            names.append(entry.name)
+            wanted -= found
+    if new := wanted - UNKNOWN:
+        UNKNOWN.update(new)
+        print(
+            f"warning: pictures: no installed font has {printable(''.join(sorted(new)))}: they "
+            f"show boxes instead; install a font that has them, as Noto Sans CJK"
+        )
+    return names
+
+
+@cache
+def _characters(file: str) -> set[str]:
+    """Those that a font has."""
+    try:
+        return {chr(code) for code in font_manager.get_font(file).get_charmap()}
+    except (OSError, RuntimeError):  # one that cannot be read
+        return set()
 
 
 def _text(

@@ -34,7 +34,7 @@ KEYS = {
     "options": dict,
     "claims": dict,
 }
-OPTIONAL = {"note", "options", "claims"}
+OPTIONAL = {"note", "alone", "options", "claims"}
 ARM_KEYS = {"cfg", "options", "seeds"}
 SEEDS = "different integers"
 KINDS = {str: "text", list: "a list", dict: "entries NAME: VALUE"}
@@ -73,7 +73,7 @@ class Study:
     """A study file with all its jobs.
 
     Attributes:
-        baseline, alone: the arms that the others are compared with.
+        baseline, alone: the arms that the others are compared with; alone may be "", none.
         claims: student -> arm -> claimed points over the baseline; together they are the family
             that the p values are corrected for.
         note: what a reader of the report must know, or "".
@@ -146,7 +146,7 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
         list(tree["students"]),
         list(tree["arms"]),
         tree["baseline"],
-        tree["alone"],
+        tree.get("alone", ""),
         tree.get("claims", {}),
         jobs,
         output / slug(tree["name"]),
@@ -314,7 +314,7 @@ def _faults(tree: Any) -> list[str]:
         elif not _are_seeds(node.get("seeds", [0])):
             faults.append(_wrong(f"arms: {arm}: seeds", node["seeds"], SEEDS))
     for key in ("baseline", "alone"):
-        if tree[key] not in tree["arms"]:
+        if key in tree and tree[key] not in tree["arms"]:
             faults.append(f"{key}: {brief(tree[key])} is no arm")
     for student, claims in tree.get("claims", {}).items():
         if student not in tree["students"]:

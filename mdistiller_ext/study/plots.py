@@ -168,7 +168,7 @@ def by_run(runs: Mapping[str, Epochs], keys: Mapping[str, str], *, steps: bool) 
             _epochs(axes)
             if key == "lr":
                 axes.set_yscale("log")
-            else:
+            elif axes.dataLim.y0 >= 0:
                 axes.set_ylim(bottom=0)
         for axes in panels[len(shown) :]:
             axes.remove()

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from ..engine.record import own_figures
 from . import plots
 from .formats import PAGES, drawn, embedded
 from .pictures import FOUND, SCHEDULES
@@ -32,6 +33,11 @@ def page(runs: Mapping[str, dict[str, Any]], facts: Mapping[str, Mapping[str, st
         "What was constant within an epoch.": plots.by_run(histories, schedules, steps=True),
         "What was found while training, means over the images of an epoch.": plots.by_run(
             histories, {key: label for _, key, label, _ in FOUND}, steps=False
+        ),
+        "What the methods schedule or log by themselves.": plots.by_run(
+            histories,
+            {key: key for run in histories.values() for key in own_figures(run)},
+            steps=False,
         ),
     }
     for name, epochs in histories.items():

@@ -2,4 +2,12 @@
 
 from .table import TeacherTable, Unwritable, digest
 from .tabled import TabledTeacher, features_taken
-from .weights import PRETRAINED, Weights, fetch_weights, find_weights, load_into, load_weights
+from .weights import (
+    PRETRAINED,
+    Weights,
+    fetch_weights,
+    find_weights,
+    kept_at,
+    load_into,
+    load_weights,
+)

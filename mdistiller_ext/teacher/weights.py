@@ -306,10 +306,15 @@ def _holds(found: dict[str, tuple[int, ...]]) -> str:
     return ""
 
 
+def kept_at(name: str, dataset: str) -> Path:
+    """Where a trained teacher is kept, in the working folder: of nets:big in nets_big.pth, as some
+    file systems know no colon."""
+    return Path("checkpoints", dataset, f"{name.replace(':', '_').replace('/', '_')}.pth")
+
+
 def _places(name: str, dataset: str) -> Iterator[Path]:
-    own = Path(dataset, f"{name}.pth")
-    yield Path("checkpoints") / own
-    yield CHECKPOINTS / own
+    yield kept_at(name, dataset)
+    yield CHECKPOINTS / dataset / f"{name}.pth"
     if dataset in TOOLKIT_FILES:
         yield _toolkit_file(name, dataset)
         spec = importlib.util.find_spec("mdistiller")
