@@ -221,7 +221,7 @@ def place(tmp_path_factory):
     )
     trained = []
 
-    def two_steps(cfg, name, device, *, resume, world):
+    def two_steps(cfg, name, device, *, resume, world, **again):
         trained.append(name)
         own = shared.Shared(device, engine.StopSignals(), world)
         with training.opened(cfg, name, None, own, resume) as one:

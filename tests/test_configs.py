@@ -1,7 +1,6 @@
 """Every YAML of our own methods: it loads, its method builds and trains two steps."""
 
 from contextlib import nullcontext
-from itertools import islice
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from conftest import ROOT
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import ImageSet
 from mdistiller_ext.engine.build import build_distiller, build_optimizer
-from mdistiller_ext.engine.loop import Meter, train_epoch
+from mdistiller_ext.engine.loop import Epoch, Meter, train_epoch
 from mdistiller_ext.models import cifar_model_dict
 from mdistiller_ext.teacher import Weights
 
@@ -44,10 +43,10 @@ def test_config(file):
     data = ImageSet.build(images, targets, (0.5,) * 3, (0.25,) * 3, 1, True)
     distiller = build_distiller(cfg, weights, data)
     before = [p.clone() for p in distiller.get_learnable_parameters()]
-    batches = [(batch, None) for batch in islice(data.epoch(8, torch.Generator()), 2)]
     meter = Meter(1, 2)
     optimizer = build_optimizer(cfg.SOLVER, distiller)
-    list(train_epoch(distiller, optimizer, batches, meter, nullcontext, distiller.schedule(1)))
+    epoch = Epoch(1, 0.05, distiller.schedule(1), *data.draw(torch.Generator()), [8, 8])
+    train_epoch(distiller, optimizer, data, epoch, meter, nullcontext)
     assert meter.step == 2 and meter.read()["loss"] > 0
     after = distiller.get_learnable_parameters()
     assert not any(map(torch.equal, before, after))

@@ -33,8 +33,8 @@ def test_a_control_is_one_run_alone_beside_others_and_resumed(digits_cfg, traine
 
 @pytest.mark.parametrize("method", CONTROLS)
 def test_an_epoch_draws_anew_and_another_seed_otherwise(digits_cfg, method, monkeypatch):
-    seen, drawn = [], Run._drawn
-    monkeypatch.setattr(Run, "_drawn", lambda run, n: seen.append(drawn(run, n)) or seen[-1])
+    seen, drawn = [], Run._uniforms
+    monkeypatch.setattr(Run, "_uniforms", lambda run, n: seen.append(drawn(run, n)) or seen[-1])
     for seed in ("0", "1"):
         options = ["SOLVER.EPOCHS", "2", "SOLVER.SEED", seed]
         train(digits_cfg(method, *CONTROLS[method], *options), seed, CPU)

@@ -11,6 +11,7 @@ from test_rows import BATCH, CLASSES, left, planned, row, train_rows
 from mdistiller_ext.engine.graph import CaptureError, Graphs, NoGraph
 from mdistiller_ext.engine.loop import Meter
 from mdistiller_ext.engine.rows import Rows
+from mdistiller_ext.engine.writer import copied
 from mdistiller_ext.errors import RunError
 
 
@@ -68,6 +69,7 @@ def gpu(monkeypatch):
     return Gpu(monkeypatch)
 
 
+FULL = "CUDA out of memory. Tried to allocate 2.50 GiB"
 LAUNCHES = [(8, 2), (8, 1), (8, 1), (6, 1)]
 
 
@@ -88,11 +90,8 @@ def test_each_kind_of_step_is_tried_and_each_launch_captured(gpu):
     ("error", "raised", "message"),
     [
         (RuntimeError("waits\nfor it"), NoGraph, "^waits$"),
-        (
-            torch.OutOfMemoryError("Tried to allocate"),
-            RunError,
-            "memory is full: Tried .*--together",
-        ),
+        (torch.OutOfMemoryError(FULL), RunError, "^out of memory: 2.50 GiB more .*--together"),
+        (RuntimeError("CUDA error: out of memory"), RunError, "^out of memory: take a smaller"),
     ],
 )
 def test_a_trial_that_fails_means_no_graph_but_where_memory_is_full(gpu, error, raised, message):
@@ -110,7 +109,7 @@ def test_a_trial_that_fails_means_no_graph_but_where_memory_is_full(gpu, error, 
     ("error", "message"),
     [
         (RuntimeError("invalidated\nmore"), "capture failed: invalidated; SOLVER.CUDA_GRAPH False"),
-        (torch.OutOfMemoryError("Tried to allocate"), "memory is full"),
+        (torch.OutOfMemoryError(FULL), "^out of memory: 2.50 GiB more"),
     ],
 )
 def test_an_error_within_a_capture_is_never_taken_for_no_graph(gpu, error, message):
@@ -157,12 +156,11 @@ def test_a_capture_leaves_no_trace_in_the_runs(gpu):
     programs[0].step = lambda size: gpu.take(lambda: live(size))
     for number in (1, 2):
         epochs = [planned(own, data, number, seed) for seed, own in enumerate(others)]
-        if number == 2:
-            rows[0].meter.start(1)
-        before = [left(own) for own in rows], [own.meter.read() for own in rows if number == 2]
+        before = copied([left(own) for own in rows])
         programs[0].capture()
-        after = [left(own) for own in rows], [own.meter.read() for own in rows if number == 2]
-        torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
+        torch.testing.assert_close([left(own) for own in rows], before, rtol=0, atol=0)
+        for own, other in zip(rows if number == 2 else [], others, strict=False):
+            assert own.meter.read() == other.meter.read()  # the sums of the epoch before
         for program, own in zip(programs, (rows, others), strict=True):
             train_rows(program, own, epochs)
         for found, expected in zip(rows, others, strict=True):

@@ -1,7 +1,6 @@
 """The commands as a user runs them: their output, one line an error, and the exit status."""
 
 import argparse
-import copy
 import json
 import os
 import re
@@ -18,7 +17,7 @@ import torch
 from conftest import ROOT, first, untrained_teacher
 from methods import parts
 
-from mdistiller_ext import command, packaged
+from mdistiller_ext import cifar_model_dict, command, packaged
 from mdistiller_ext.command import run
 from mdistiller_ext.commands import compare
 from mdistiller_ext.data import cifar100
@@ -372,8 +371,9 @@ def test_the_rung_of_many_runs_is_called_their_sum(workdir, capsys):
     bench = cls.__new__(cls)
     bench.device, bench.generator = torch.device("cpu"), torch.Generator()
     bench.args = SimpleNamespace(batch=8, eager=True, method="DKD", tf32=False)
-    _, distiller, _, bench.data = parts("DKD")
-    bench.networks = lambda: copy.deepcopy((distiller.student, distiller.teacher))
+    *_, bench.data = parts("DKD")
+    network = cifar_model_dict["resnet8"][0]
+    bench.networks = lambda: (network(num_classes=100), network(num_classes=100))
     assert bench.exact(1)(3) == 3
     assert bench.exact(3, form="grouped")(10) == 12
     first = SimpleNamespace(name="first", rate=lambda steps: 10.0, end=lambda: None)
