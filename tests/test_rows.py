@@ -1,7 +1,9 @@
 """Runs as rows of one program: each is the run that it would be alone."""
 
 import gc
+import weakref
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from mdistiller_ext.data import ImageSet, digits
 from mdistiller_ext.engine import train, train_many
 from mdistiller_ext.engine.loop import Epoch, Meter, train_epoch
+from mdistiller_ext.engine.record import read_record
 from mdistiller_ext.engine.rows import Rows
 from mdistiller_ext.errors import ConfigError
 from mdistiller_ext.models import FORMS
@@ -321,8 +324,12 @@ def test_runs_at_once_are_the_runs_alone(stacked):
     """One goes on within its second epoch, one fails, and others take their places."""
     jobs = [
         (stacked(method, seed), f"run{seed}")
-        for seed, method in enumerate(["dkd_dat", "dkd_lp", "kd", "kd"])
+        for seed, method in enumerate(["dkd_dat", "vanilla", "kd", "kd"])
     ]
+    # It learns a temperature beside the student.
+    learned = ["DISTILLER.TYPE", "CTKD", "DISTILLER.TEACHER", "resnet20"]
+    learned += ["DISTILLER.TEACHER_CKPT", jobs[0][0].DISTILLER.TEACHER_CKPT]
+    jobs[1] = stacked("vanilla", 1, *learned), "run1"
     alone = [train(cfg, f"{name}-alone", CPU)[1] for cfg, name in jobs]
     with signal_at(2, 3):
         train(*jobs[1], CPU)
@@ -348,6 +355,37 @@ def test_runs_at_once_stop_together_and_go_on_alone_or_at_once(stacked):
     train_many(jobs[1:], CPU, resume=True)
     for (_, name), folder in zip(jobs, alone, strict=True):
         assert_same(folder.parent / name, folder)
+
+
+def test_runs_that_lack_only_their_last_record_train_no_more(stacked):
+    jobs = [(stacked("kd", seed), f"run{seed}") for seed in range(2)]
+    train_many(jobs, CPU)
+    for _, name in jobs:
+        Path("output/digits", name, "record.json").unlink()
+    records = train_many(jobs, CPU, resume=True)
+    assert [(record["status"], len(record["epochs"])) for record in records] == [
+        ("finished", 2)
+    ] * 2
+
+
+def test_an_error_of_a_program_ends_its_runs_and_no_others(stacked, monkeypatch):
+    """As full memory in a step; nothing of its runs' networks is kept with the error."""
+    jobs = [(stacked("kd", seed), f"run{seed}") for seed in range(3)]
+    other = stacked("vanilla", 0, "SOLVER.LR", "0.01"), "other"
+    trainers = []
+
+    def launch(self, launch):
+        trainers.extend(weakref.ref(row) for row in self.rows)
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.50 GiB")
+
+    monkeypatch.setattr(Rows, "launch", launch)
+    *failed, record = train_many([*jobs, other], CPU, together=2)
+    assert record["status"] == "finished"
+    assert all("out of memory" in str(error) for error in failed)
+    for name in ("run0", "run1"):
+        assert read_record(Path("output/digits", name, "record.json"))["status"] == "failed"
+    gc.collect()
+    assert len(trainers) == 2 and not any(trainer() for trainer in trainers)
 
 
 @pytest.mark.parametrize(

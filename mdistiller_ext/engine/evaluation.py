@@ -19,7 +19,7 @@ def predict(model: nn.Module, images: ImageSet, batch_size: int) -> Tensor:
     return logits_of(model, images.plain(batch_size)).float()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def logits_of(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
     """The logits of these images in evaluation mode, in order: (N, C)."""
     model.eval()

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from ..distillers import RECIPES, source
 from ..errors import ConfigError
 from ..models import ARCHITECTURES
-from .graph import NoGraph
+from .graph import CaptureError, NoGraph
 from .rows import Rows, method
 from .run import Finished, Run
 from .stop import StopSignals
@@ -46,7 +46,7 @@ def captured(run: Run) -> Rows | None:
     if trainer.held_every:
         print(f"{name} runs without a CUDA graph: not all of its steps are alike")
         return None
-    program = build([trainer], "none")
+    program = build_rows([trainer], "none")
     try:
         program.capture()
     except NoGraph as reason:
@@ -55,11 +55,14 @@ def captured(run: Run) -> Rows | None:
     return program
 
 
-def build(trainers: Sequence[Trainer], form: str) -> Rows:
-    """The program of some runs; those of one method are neighbours."""
-    first, several = trainers[0], len(trainers) > 1
-    # Several get their teacher logits with each epoch, with a table or without.
-    told = any(trainer.table or (several and trainer.weights) for trainer in trainers)
+def build_rows(trainers: Sequence[Trainer], form: str, answers: bool = False) -> Rows:
+    """The program of some runs; those of one method are neighbours.
+
+    Args:
+        answers: whether an epoch brings teacher logits without a table, too.
+    """
+    first = trainers[0]
+    told = any(trainer.table or (answers and trainer.weights) for trainer in trainers)
     return Rows(
         trainers,
         first.data,
@@ -67,7 +70,7 @@ def build(trainers: Sequence[Trainer], form: str) -> Rows:
         first.classes if told else 0,
         form,
         first.autocast,
-        compiled=first.solver.COMPILE and several,
+        compiled=first.solver.COMPILE and len(trainers) > 1,
     )
 
 
@@ -138,7 +141,7 @@ class Seat:
             try:
                 run = self.contexts.enter_context(open_run(cfg, name, self.trainer))
             except Exception as error:
-                results[self.number] = error
+                results[self.number] = without_traceback(error)
                 continue
             if isinstance(run, Finished):
                 results[self.number] = run.record
@@ -146,24 +149,57 @@ class Seat:
             else:
                 self.run, self.trainer = run, run.trainer
 
+    def record(self, results: Results, **session: Any) -> None:
+        """Begin the record of a run that has taken the seat."""
+        if run := self.run:
+            recorded = run.recorded(**session)
+            self.attempt(partial(self.contexts.enter_context, recorded), results)
+        if self.run and self.run.ended:  # it lacked only its last record
+            self.finish(results)
+
     def attempt(self, act: Callable[[], Any], results: Results) -> Any:
         """What `act` returns; None if it fails, which ends this run and no other."""
         try:
             return act()
         except Exception as error:
-            results[self.number] = self.leave(error) or error
+            self.fail(error, results)
             return None
 
+    def end_epoch(self, results: Results) -> None:
+        """End the epoch of the run, and the run after its last one."""
+        if run := self.run:
+            self.attempt(run.end_epoch, results)
+            if self.run and run.ended:
+                self.finish(results)
+
+    def finish(self, results: Results) -> None:
+        assert self.run is not None
+        run, error = self.run, self.leave()
+        results[self.number] = without_traceback(error) if error else run.record
+
+    def fail(self, error: BaseException, results: Results) -> None:
+        results[self.number] = without_traceback(self.leave(error) or error)
+
     def leave(self, error: BaseException | None = None) -> BaseException | None:
-        """End the run, by an error if there is one. Returns the error as the run tells it."""
+        """End the run, by an error if there is one. Returns the error as the run words it."""
         self.run, contexts, self.contexts = None, self.contexts, ExitStack()
         try:
             with contexts:
                 if error:
                     raise error
-        except BaseException as told:
-            return told
+        except BaseException as worded:
+            return worded
         return None
+
+
+def without_traceback(error: BaseException) -> BaseException:
+    """An error to keep: its tracebacks would keep the networks of the run that failed."""
+    chain: list[BaseException | None] = [error]
+    for cause in chain:
+        if cause:
+            cause.__traceback__ = None
+            chain += [e for e in (cause.__cause__, cause.__context__) if e not in chain]
+    return error
 
 
 def fit_rows(
@@ -188,20 +224,21 @@ def fit_rows(
     seats, program = [Seat() for _ in range(count)], None
     try:
         while True:
-            free, before = [s for s in seats if not s.run], [s.trainer for s in seats]
+            free, trainers = [s for s in seats if not s.run], [s.trainer for s in seats]
             for seat in free:
                 seat.take(queue, results, open_run)
             if not any(seat.run for seat in seats):
                 return results
-            if program is None or [seat.trainer for seat in seats] != before:
+            # A run that goes on in the tensors of the one before has its program already.
+            if program is None or [seat.trainer for seat in seats] != trainers:
                 if program:
                     program.close()
-                seats, program = _program(seats, form)
-            session = {"cuda_graph": program.graphs is not None, "stack": form, "together": count}
+                program = None  # its memory goes before the next one asks for more
+                seats = _in_order(seats)
+                program = _program(seats, form)
+            graph = program.graphs is not None
             for seat in free:
-                if run := seat.run:
-                    recorded = run.recorded(**session)
-                    seat.attempt(partial(seat.contexts.enter_context, recorded), results)
+                seat.record(results, cuda_graph=graph, stack=form, together=len(seats))
             _catch_up(seats, results)
             _one_epoch(program, seats, form, results)
             if any(seat.run for seat in seats):
@@ -209,15 +246,18 @@ def fit_rows(
     except BaseException as error:
         for seat in seats:
             if seat.run:
-                seat.leave(error)
-        raise
+                seat.fail(error, results)
+        if isinstance(error, CaptureError) or not isinstance(error, Exception):
+            raise
+        # An error of the program, as full memory: the queue would meet it, too.
+        return results | {number: without_traceback(error) for number, *_ in queue}
     finally:
         if program:
             program.close()
 
 
-def _program(seats: Sequence[Seat], form: str) -> tuple[list[Seat], Rows]:
-    """The program of the rows that have ever had a run, those of one method beside each other."""
+def _in_order(seats: Sequence[Seat]) -> list[Seat]:
+    """The seats that have ever had a run, those of one method beside each other."""
     methods: list[Any] = []
     found = []
     for seat in seats:
@@ -225,15 +265,18 @@ def _program(seats: Sequence[Seat], form: str) -> tuple[list[Seat], Rows]:
             own = method(seat.trainer.distiller)
             if own not in methods:
                 methods.append(own)
-            found.append((methods.index(own), seat, seat.trainer))
-    found.sort(key=itemgetter(0))
-    program = build([trainer for *_, trainer in found], form)
+            found.append((methods.index(own), seat))
+    return [seat for _, seat in sorted(found, key=itemgetter(0))]
+
+
+def _program(seats: Sequence[Seat], form: str) -> Rows:
+    program = build_rows([seat.trainer for seat in seats if seat.trainer], form, answers=True)
     if program.index.is_cuda:
         try:
             program.capture()
         except NoGraph as reason:
-            print(f"{len(found)} runs at once without a CUDA graph: {reason}")
-    return [seat for _, seat, _ in found], program
+            print(f"{len(seats)} runs at once without a CUDA graph: {reason}")
+    return program
 
 
 def _catch_up(seats: Sequence[Seat], results: Results) -> None:
@@ -242,7 +285,7 @@ def _catch_up(seats: Sequence[Seat], results: Results) -> None:
         for seat in seats:
             if (run := seat.run) and run.meter.step:
                 seat.attempt(partial(_plain_epoch, run), results)
-                _end_epoch(seat, results)
+                seat.end_epoch(results)
 
 
 def _plain_epoch(run: Run) -> None:
@@ -251,40 +294,29 @@ def _plain_epoch(run: Run) -> None:
 
 def _one_epoch(program: Rows, seats: Sequence[Seat], form: str, results: Results) -> None:
     """An epoch of all runs, and its end."""
-    epochs = {}
-    for row, seat in enumerate(seats):
-        if seat.run and (epoch := seat.attempt(seat.run.plan, results)):
-            epochs[row] = epoch
-    active = [(row, seats[row], seats[row].run) for row in epochs]
+    plans = {seat: seat.attempt(seat.run.plan, results) for seat in seats if seat.run}
+    active = {seat: seat.run for seat in seats if seat.run}
     if not active:
         return
-    # With dense convolutions, what is not finite in a run reaches those that share them.
+    # With dense convolutions, what is not finite in a row reaches those that share them.
     mixing = form != "grouped"
-    kept = {row: copied(run.trainer.state_dict()) for row, _, run in active if run and mixing}
+    kept = {seat: copied(seat.trainer.state_dict()) for seat in seats if mixing and seat.trainer}
 
     def launched(size: int, count: int) -> None:
-        for _, _, run in active:
-            if run:
-                run.count(size, count)
-        for _, seat, _ in active:
+        for run in active.values():
+            run.count(size, count)
+        for seat in active:
             if seat.run:
                 seat.attempt(seat.run.stepped, results)
 
-    first = next(run.meter.step for _, _, run in active if run)
-    program.take_epoch(epochs, first, launched)
-    for row, seat, run in active:
-        if run and seat.run and mixing and not run.finite:
+    rows = {row: plans[seat] for row, seat in enumerate(seats) if seat in active}
+    first = next(iter(active.values())).meter.step
+    program.take_epoch(rows, first, launched)
+    for seat in seats:
+        if (run := seat.run) and mixing and not run.finite:
             # Alone it shows whose fault it was.
-            run.restore(kept[row])
+            run.restore(kept[seat])
             seat.attempt(partial(_plain_epoch, run), results)
-        _end_epoch(seat, results)
-        if run and mixing and not run.finite:
-            run.restore(kept[row])  # the row rests, and must be finite
-
-
-def _end_epoch(seat: Seat, results: Results) -> None:
-    """End the epoch of a run, and the run after its last one."""
-    if run := seat.run:
-        seat.attempt(run.end_epoch, results)
-        if seat.run and run.ended:
-            results[seat.number] = seat.leave() or run.record
+        seat.end_epoch(results)
+        if seat in kept and seat.trainer and not seat.run and not seat.trainer.finite:
+            seat.trainer.load_state_dict(kept[seat])  # a row that rests must be finite

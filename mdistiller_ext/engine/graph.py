@@ -16,11 +16,12 @@ Launch = tuple[int, int]  # (images of a step, steps)
 
 
 class NoGraph(Exception):
-    """A step that cannot be captured; nothing was changed."""
+    """A step that cannot be captured. `Rows.capture` puts back what its trial changed."""
 
 
 class CaptureError(RunError):
-    """A capture that failed half way; nothing can be captured in this process any more."""
+    """A capture that failed half way. Nothing can be captured in this process any more, so that the
+    process ends."""
 
 
 class Graphs:

@@ -1,6 +1,5 @@
 """One run: its epochs, one by one, and what it leaves in its folder."""
 
-import math
 import os
 import secrets
 import signal
@@ -113,7 +112,7 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        return len(self.history) == self.solver.EPOCHS
+        return len(self.history) >= self.solver.EPOCHS
 
     def _go_on(self, state: dict[str, Any]) -> None:
         """From what `latest` holds.
@@ -315,14 +314,12 @@ class Run:
 
     @property
     def finite(self) -> bool:
-        """Whether the losses of the epoch so far and the weights are finite."""
+        """Whether the losses of the epoch and the weights are finite."""
         try:
-            if self.meter.step:
-                self.meter.read()
-            self._check_weights()
+            self.meter.read()
         except RunError:
             return False
-        return True
+        return self.trainer.finite
 
     def restore(self, kept: dict[str, Any]) -> None:
         """Go back to a state that `trainer.state_dict` gave in this epoch."""
@@ -368,14 +365,8 @@ class Run:
         )
 
     def _check_weights(self) -> None:
-        """What the last step broke shows in no loss, and not always in the evaluation: a batch
-        norm whose variance is infinite gives finite logits."""
-        state = {k: v for k, v in self.trainer.trained().items() if v.is_floating_point()}
-        largest = torch.stack(torch._foreach_norm(list(state.values()), math.inf))  # NaN counts
-        finite = largest.isfinite().tolist()
-        bad = [name for name, good in zip(state, finite, strict=True) if not good]
-        if bad:
-            raise RunError(f"{len(bad)} of {len(state)} weights are not finite, as {bad[0]}")
+        if fault := self.trainer.fault():
+            raise RunError(fault)
 
     def _teacher_logits(self, weights: Weights) -> Tensor:
         """The teacher's logits on the test set, (N, C)."""

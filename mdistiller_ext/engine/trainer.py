@@ -1,5 +1,6 @@
 """The training state of a run, which a later run of the same kind can reuse."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -101,6 +102,19 @@ class Trainer:
         """What training may change, by name."""
         model = self.distiller.state_dict()
         return {k: v for k, v in model.items() if not k.startswith(self.frozen)}
+
+    def fault(self) -> str:
+        """Which weights are not finite, or "". What the last step broke shows in no loss, and not
+        always in the evaluation: a batch norm whose variance is infinite gives finite logits."""
+        state = {k: v for k, v in self.trained().items() if v.is_floating_point()}
+        largest = torch.stack(torch._foreach_norm(list(state.values()), math.inf))  # NaN counts
+        finite = largest.isfinite().tolist()
+        bad = [name for name, good in zip(state, finite, strict=True) if not good]
+        return f"{len(bad)} of {len(state)} weights are not finite, as {bad[0]}" if bad else ""
+
+    @property
+    def finite(self) -> bool:
+        return not self.fault()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with."""

@@ -24,8 +24,9 @@ from ..plugins import import_modules
 from ..sections import Parts
 from ..teacher import PRETRAINED, Weights, digest, fetch_weights, kept_at, load_weights
 from . import chain
-from .fit import Job, fit, fit_rows, stack_form
+from .fit import Job, fit, fit_rows, stack_form, without_traceback
 from .folder import ANEW, default_name, earlier_state, finished_before, set_aside
+from .graph import CaptureError
 from .identity import found_weights, other_inputs
 from .record import read_record
 from .replicas import World
@@ -96,6 +97,8 @@ def train_many(
         Their records, in order; the exception of one that failed, which stops no other.
 
     Raises:
+        ConfigError: SOLVER.STACK of one of them names a form that it does not allow.
+        CaptureError: a CUDA graph's capture failed.
         Stopped: a signal came; the runs are saved as they were after the steps of the moment.
     """
     results: dict[int, Any] = {}
@@ -114,8 +117,10 @@ def train_many(
                         if isinstance(run, Run):
                             fit(run)
                         results[number] = run.record
+                except CaptureError:
+                    raise
                 except Exception as error:
-                    results[number] = error
+                    results[number] = without_traceback(error)
     return [results[number] for number in range(len(jobs))]
 
 
