@@ -29,6 +29,7 @@ def nets(workdir, monkeypatch):
     """A working folder with images of one's own, a module of networks, a teacher and configs."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    sys.modules.pop("nets", None)  # of another test
     Path("nets.py").write_text(NETS)
     arrays(0)
     rng = np.random.default_rng(0)
