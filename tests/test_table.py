@@ -73,20 +73,6 @@ def test_an_entry_has_the_same_bits_whoever_computes_it(tmp_path, network, data,
     assert torch.equal(other.logits(index, view), whole) and other.misses == 0
 
 
-def test_what_is_held_is_there_before_another_stream_reads_it(tmp_path, network, data, monkeypatch):
-    """The host waits after the last write, and only then."""
-    index, view = everything(data)
-    opened = open_table(tmp_path, network, data)
-    opened.logits(index[:30], view[:30])
-    waits = []
-    monkeypatch.setattr(TeacherTable, "_wait", lambda self: waits.append(int(self.present.sum())))
-    opened.hold()
-    assert waits == [30]
-    for end in (30, 50):
-        opened.logits(index[:end], view[:end])
-    assert waits == [30, 50]
-
-
 def test_filling_goes_on_where_it_stopped(tmp_path, network, data):
     def stop(count):
         if opened.misses >= 10 * VIEWS:

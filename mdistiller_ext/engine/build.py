@@ -33,8 +33,6 @@ def pick_device(name: str | None) -> torch.device:
     Raises:
         ConfigError: there is no such device here.
     """
-    # Read when CUDA starts: as many queues as there are streams for runs.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and device.index is None:

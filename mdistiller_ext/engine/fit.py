@@ -120,7 +120,7 @@ class Seat:
 
     Attributes:
         number: of the run's job.
-        run: None in a row that rests.
+        run: None in a row that rests: it is computed at rate 0, and what it holds means nothing.
         trainer: of the run, or of the one before.
     """
 

@@ -77,7 +77,8 @@ class Run:
         self.history = state["history"] if state else []
         self.kept = len(self.history)  # epochs that `latest` holds
         self.spent = 0.0  # seconds, of an epoch that was stopped in the middle
-        # Beside other runs, what is drawn from now on is not this run's.
+        # Rows draw nothing from the global generators: `latest` keeps the state after the initial
+        # weights.
         self.random = self.trainer.random
         self.meter.start(len(self.history) + 1)
         if state:

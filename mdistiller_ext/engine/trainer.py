@@ -96,7 +96,7 @@ class Trainer:
         """Become the trainer of another run of this kind; every tensor stays where it is."""
         self.distiller.load_state_dict(self._initial(parts, self.weights).state_dict())
         for state in self.optimizer.state.values():
-            state["momentum_buffer"].zero_()  # of which SGD begins with none
+            state["momentum_buffer"].zero_()  # as a first step of SGD without one
 
     def trained(self) -> dict[str, Tensor]:
         """What training may change, by name."""

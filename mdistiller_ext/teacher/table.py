@@ -152,9 +152,7 @@ class TeacherTable:
                 print(f"teacher table {self.folder}: {count} damaged entries are computed again")
             found, present = torch.from_numpy(rows), torch.from_numpy(whole)
         else:
-            # In this order: another run's stream fills a row before it says that it is there.
-            present = self.present[position]
-            found = self.resident[position]
+            present, found = self.present[position], self.resident[position]
         missing = (~present).nonzero().flatten()
         if progress:
             progress(len(position) - len(missing))
@@ -177,8 +175,6 @@ class TeacherTable:
                 if progress:
                     progress(len(part))
         self.hits += len(position) - (self.misses - before)
-        if self.resident is not None and self.misses > before:
-            self._wait()
         return found.to(self.device, torch.float32)
 
     def fill(self, progress: Progress | None = None, images: int = 1024) -> None:
@@ -200,7 +196,6 @@ class TeacherTable:
             places = torch.from_numpy(position[whole]).to(self.device)
             resident[places] = torch.from_numpy(rows[whole]).to(self.device)
             self.present[places] = True
-        self._wait()
         self.resident = resident
 
     def _laid_out(self) -> int:
@@ -212,11 +207,6 @@ class TeacherTable:
                 return self._compute(first).shape[1]
             set_layout(self.network, torch.contiguous_format)
         return self._compute(first).shape[1]
-
-    def _wait(self) -> None:
-        """Until what was given to the device is done: other runs read it on other streams."""
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
 
     def _compute(self, position: Tensor) -> Tensor:
         count, chunk = len(position), self.chunk
