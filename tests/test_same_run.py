@@ -234,7 +234,7 @@ def test_each_call_of_distill_is_a_run_of_its_own(nets):
     assert len(set(folders)) == 6
     assert run() == run(resume=True) == folders[0]
     run(name="one")
-    phrases = "another student than the given one", "another teacher", "other images or labels"
+    phrases = "another student network", "another teacher", "other images or labels"
     for other, phrase in zip(others, (*phrases, phrases[0]), strict=False):
         for resume in (False, True):
             with pytest.raises(ConfigError, match=f"finished run of {phrase}") as error:
@@ -244,6 +244,43 @@ def test_each_call_of_distill_is_a_run_of_its_own(nets):
     assert run(name="one", taught_by=3, fresh=True).name == "one" and aside.is_dir()
     with pytest.raises(ConfigError, match="one holds a run already: continue it with resume=True"):
         run(name="one", taught_by=3, options=[*options, "SOLVER.LR", 0.1])
+
+
+def frozen(net):
+    net.linear.weight.requires_grad_(False)
+
+
+CHANGED = {
+    "a frozen weight": frozen,
+    "a plain attribute": lambda net: setattr(net, "scale", 3),
+    "a buffer that is not saved": lambda net: net.register_buffer(
+        "shift", torch.ones(()), persistent=False
+    ),
+    "a hook": lambda net: net.register_forward_hook(lambda module, images, logits: -logits),
+}
+
+
+class Scaled(Sharp):
+    scale = 1
+
+    def forward(self, image):
+        shift = getattr(self, "shift", 0)
+        return self.scale * self.linear(image.flatten(1)) + shift
+
+
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
+def test_what_no_state_dict_shows_makes_another_run(nets, change):
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (20, 3, 8, 8), np.uint8))
+    split, folders = (images, torch.arange(20) % 4), []
+    for changed in (False, True):
+        torch.manual_seed(0)
+        student, teacher = Scaled(), Scaled()
+        if changed:
+            change(student)
+        options = ["SOLVER.EPOCHS", 1, "SOLVER.LR_DECAY_STAGES", []]
+        folders.append(distill(student, teacher, split, split, options=options, device="cpu")[1])
+    assert folders[0] != folders[1]
 
 
 WANDB = """import json

@@ -239,10 +239,11 @@ def read_files(files: Files, side: int, what: str) -> tuple[Tensor, Tensor]:
         RunError: a file is no image.
     """
     labels = torch.tensor([label for _, label in files])
-    digest = hashlib.sha256(f"3 {side}".encode())
+    digest = hashlib.sha256(f"4 {side}".encode())
     for file, _ in files:
         stat = file.stat()
-        digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
+        digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns} ".encode())
+        digest.update(str(stat.st_ctime_ns).encode())  # files of one date that change places
     kept = default_cache() / "images" / f"{digest.hexdigest()[:20]}.npy"
     with ExitStack() as stack:
         with suppress(OSError):  # where nothing can be kept each process decodes for itself

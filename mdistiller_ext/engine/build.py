@@ -286,6 +286,8 @@ def build_optimizer(solver: Solver, distiller: Distiller) -> torch.optim.Optimiz
     # A dict, for a set's order is that of addresses, and a resumed run needs the same one.
     apart = dict.fromkeys(distiller.get_undecayed_parameters() if ours else ())
     decayed = [p for p in distiller.get_learnable_parameters() if p not in apart]
+    if not any(p.requires_grad for p in (*decayed, *apart)):
+        raise ConfigError("nothing is left to train: requires_grad is off for all weights")
     groups: list[dict[str, Any]] = [{"params": decayed}]
     if apart:
         groups.append({"params": list(apart), "weight_decay": 0.0})

@@ -1,6 +1,7 @@
 """What decides a run's numbers beside its config: the teacher's weights, networks that were given,
 images and labels, code from outside this package."""
 
+import copy
 import hashlib
 import inspect
 import re
@@ -11,10 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..data import identity, is_own, trained_on
+from ..data import facts, identity, is_own, trained_on
 from ..distillers import source
 from ..files import bare_code
 from ..models.zoo import OWN
@@ -34,12 +36,8 @@ def inputs(cfg: CfgNode, shared: Shared) -> dict[str, Any]:
     Raises:
         ConfigError, RunError: as `get_dataset`.
     """
-    networks = {role: cfg.DISTILLER[role.upper()] for role in ("student", "teacher")}
-    given = {
-        role: network_hash(OWN[name](num_classes=0))
-        for role, name in networks.items()
-        if name.startswith(GIVEN)
-    }
+    names = {role: cfg.DISTILLER[role.upper()] for role in ("student", "teacher")}
+    given = {role: _own_hash(name, cfg) for role, name in names.items() if name in OWN}
     return {
         "toolkit": toolkit_hash() if source(cfg.DISTILLER) == "mdistiller" else None,
         "imported": imported(cfg),
@@ -48,9 +46,33 @@ def inputs(cfg: CfgNode, shared: Shared) -> dict[str, Any]:
     }
 
 
-def network_hash(network: nn.Module) -> str:
-    """sha256 of a network's weights, of its layers and their settings, and of its classes' code."""
-    text = [digest(network.state_dict()), re.sub(r" at 0x\w+", "", repr(network))]
+def _own_hash(name: str, cfg: CfgNode) -> str:
+    """sha256 of a network that was given, or of the layers and shapes of a registered one."""
+    known = facts(cfg.DATASET)
+    with torch.random.fork_rng([]):
+        network = OWN[name](num_classes=known.classes)
+        if name.startswith(GIVEN):
+            return network_hash(network, known.side)
+        with suppress(Exception), torch.no_grad():  # lazy layers learn their shapes
+            network.eval()(torch.zeros(2, 3, known.side, known.side))
+    shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
+    return hashlib.sha256(f"{_layers(network)} {shapes}".encode()).hexdigest()
+
+
+def network_hash(network: nn.Module, side: int) -> str:
+    """sha256 of what decides how a network trains.
+
+    That is its weights, which of them are trained or shared, its layers, the code of its classes,
+    and what it answers to two fixed images, on which plain attributes, buffers that are not saved,
+    hooks and helper functions act.
+
+    Args:
+        side: of the images, in pixels.
+    """
+    text = [digest(network.state_dict()), _layers(network), _answers(network, side)]
+    weights = list(network.named_parameters(remove_duplicate=False))
+    places = [id(weight) for _, weight in weights]
+    text += [f"{name} {w.requires_grad} {places.index(id(w))}" for name, w in weights]
     classes = {type(part) for part in network.modules()}
     for cls in sorted(classes, key=lambda cls: cls.__qualname__):
         if cls.__module__.split(".")[0] != "torch":
@@ -60,6 +82,21 @@ def network_hash(network: nn.Module) -> str:
                     code = bare_code(code)
                 text.append(code)
     return hashlib.sha256("\n".join(text).encode()).hexdigest()
+
+
+def _layers(network: nn.Module) -> str:
+    return re.sub(r" at 0x\w+", "", repr(network))
+
+
+def _answers(network: nn.Module, side: int) -> str:
+    """A network's logits for two fixed images in evaluation mode, to three digits, which are the
+    same on other machines; "" if it fails."""
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with suppress(Exception), torch.no_grad(), torch.random.fork_rng([]):
+        found = copy.deepcopy(network).cpu().eval()(images)
+        logits = found if isinstance(found, Tensor) else found[0]
+        return " ".join(f"{value:.2e}" for value in logits.flatten().tolist())
+    return ""
 
 
 def other_inputs(
@@ -87,7 +124,7 @@ def other_inputs(
         phrases.append("other images or labels")
     if _differ(session, now, "given"):
         phrases += [
-            f"another {role} than the given one"
+            f"another {role} network"
             for role in _keys(session["given"], now["given"])
             if not (role == "teacher" and phrases)
         ]

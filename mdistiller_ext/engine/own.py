@@ -16,9 +16,9 @@ from yacs.config import CfgNode
 from ..config import load_cfg
 from ..data import DATASETS, Source
 from ..data.arrays import Split, as_sets, as_split
-from ..errors import ConfigError, RunError, Stopped
+from ..errors import ConfigError, RunError, Stopped, brief
 from ..models.zoo import OWN
-from ..settings import leaves
+from ..settings import NAME, leaves
 from ..teacher import Weights, digest, load_into, load_weights
 from .build import pick_device
 from .folder import is_place, plain
@@ -77,6 +77,8 @@ def distill(
     with _in_python(), _named(student, teacher, *splits):
         words = [word for pair in given.items() for word in pair]
         cfg = load_cfg(None, [*words, *options])
+        if name and not NAME[0](name):
+            raise ConfigError(f"name: {brief(name)} is not allowed, expected {NAME[1]}")
         on = device if isinstance(device, torch.device) else pick_device(device)
         record, folder = train(
             cfg,
@@ -92,7 +94,8 @@ def distill(
 
 def _name(cfg: CfgNode, splits: Sequence[Split]) -> str:
     """Of a run without one: the tag, the method, the seed and a digest of all that it is of."""
-    networks = [network_hash(OWN[role](num_classes=0)) for role in (STUDENT, TEACHER)]
+    side = splits[0][0].shape[-1]
+    networks = [network_hash(OWN[role](num_classes=0), side) for role in (STUDENT, TEACHER)]
     tensors = {str(n): tensor for n, tensor in enumerate(chain.from_iterable(splits))}
     settings = {k: v for k, v in leaves(plain(cfg)) if not is_place(k)}
     content = json.dumps([networks, digest(tensors), settings]).encode()

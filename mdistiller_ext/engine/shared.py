@@ -34,11 +34,15 @@ class Shared:
         return self._data(parts.cfg.DATASET)
 
     def fingerprint(self, node: Mapping[str, Any]) -> str:
-        """sha256 of the images and labels that a section DATASET gives."""
+        """sha256 of the images and labels that a section DATASET gives, and their normalisation."""
         key = repr(Dataset.read(node))
         if key not in self.fingerprints:
             wholes = [data.whole or data for data in self._data(node)]
-            tensors = [tensor for data in wholes for tensor in (data.padded, data.targets)]
+            tensors = [
+                tensor
+                for data in wholes
+                for tensor in (data.padded, data.targets, data.mean, data.std)
+            ]
             named = {str(number): tensor for number, tensor in enumerate(tensors)}
             self.fingerprints[key] = digest(named)
         return self.fingerprints[key]

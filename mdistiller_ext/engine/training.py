@@ -25,7 +25,15 @@ from ..sections import Parts
 from ..teacher import PRETRAINED, Weights, digest, fetch_weights, kept_at, load_weights
 from . import chain
 from .fit import Job, fit, fit_rows, stack_form, without_traceback
-from .folder import ANEW, default_name, earlier_state, finished_before, set_aside
+from .folder import (
+    ANEW,
+    default_name,
+    differences,
+    earlier_state,
+    finished_before,
+    plain,
+    set_aside,
+)
 from .graph import CaptureError
 from .identity import found_weights, other_inputs
 from .record import read_record
@@ -274,24 +282,41 @@ def teacher_file(cfg: CfgNode, device: torch.device, world: World) -> Path:
     file = None
     if world.first:
         file = found_weights(cfg)
+        if file and (line := other_config(cfg, file)):
+            print(f"warning: {line}")
         if not file and cfg.DISTILLER.TEACHER_CFG:
             file = train_teacher(cfg, device)
         file = file or fetch_weights(cfg.DISTILLER.TEACHER, identity(cfg.DATASET))
     return world.tell(file)
 
 
-def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
-    """Train the teacher and keep it, with its record, in `checkpoints/` of the working folder."""
+def other_config(cfg: CfgNode, file: Path) -> str:
+    """A line on a teacher that was trained here by another DISTILLER.TEACHER_CFG, or ""."""
+    kept, node = file.with_suffix(".json"), cfg.DISTILLER
+    if not node.TEACHER_CFG or node.TEACHER_CKPT or not kept.exists():
+        return ""
+    apart = differences(read_record(kept)["config"], plain(teacher_config(cfg)))
+    if not apart:
+        return ""
+    return (
+        f"{file}: this teacher was trained by another config than {node.TEACHER_CFG}: "
+        f"{'; '.join(apart)}: remove it to train it anew"
+    )
+
+
+def teacher_config(cfg: CfgNode) -> CfgNode:
+    """DISTILLER.TEACHER_CFG with the run's folders, images and held-out part.
+
+    Raises:
+        ConfigError: it does not train the teacher of this run.
+    """
     name, dataset = cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE
     places = ["LOG.PREFIX", cfg.LOG.PREFIX]
     for key in ("ROOT", "SIDE", "MEAN", "STD"):
         places += [f"DATASET.{key}", cfg.DATASET[key]]
-    held: list[Any] = []
-    for key in ("HOLDOUT", "HOLDOUT_SEED"):
-        held += [f"DATASET.{key}", cfg.DATASET[key]]
     where = cfg.DISTILLER.TEACHER_CFG
     try:
-        teacher_cfg = load_cfg(where, [*places, *held])
+        teacher_cfg = load_cfg(where, [*places, *_held_out(cfg)])
     except ConfigError as error:
         faults = [fault.removeprefix(f"--cfg {where}: ") for fault in str(error).splitlines()]
         lines = [f"DISTILLER.TEACHER_CFG {where}: {fault}" for fault in faults]
@@ -307,8 +332,20 @@ def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
             f"DISTILLER.TEACHER_CFG: {where} trains {trained[0]} on "
             f"{trained[1]}, expected {name} on {dataset}"
         )
+    return teacher_cfg
+
+
+def _held_out(cfg: CfgNode) -> list[Any]:
+    """The options KEY VALUE of the held-out part."""
+    keys = "HOLDOUT", "HOLDOUT_SEED"
+    return [word for key in keys for word in (f"DATASET.{key}", cfg.DATASET[key])]
+
+
+def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
+    """Train the teacher and keep it, with its record, in `checkpoints/` of the working folder."""
+    name, dataset, teacher_cfg = cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE, teacher_config(cfg)
     file = kept_at(name, trained_on(cfg.DATASET))
-    run = default_name(teacher_cfg, held if cfg.DATASET.HOLDOUT else ())
+    run = default_name(teacher_cfg, _held_out(cfg) if cfg.DATASET.HOLDOUT else ())
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file.with_suffix(".lock")).acquire()

@@ -294,7 +294,9 @@ class TeacherTable:
             raise RunError(
                 f"teacher table {self.folder}: {int((~right).sum())} of "
                 f"{len(kept)} entries are not what the teacher answers (relative difference up to "
-                f"{error.max():.1e}): remove the folder"
+                f"{error.max():.1e}): it is damaged, or of another network with these weights, or "
+                f"the teacher answers an image differently each time: remove the folder, or set "
+                f"DISTILLER.TEACHER_TABLE off"
             )
 
 

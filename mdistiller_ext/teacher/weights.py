@@ -221,6 +221,9 @@ def _under(prefix: str, state: State) -> State:
 def _accepts(model: nn.Module, state: State) -> bool:
     """Load a state dict if the network takes it; it stays as it was if not."""
     before = copy.deepcopy(model.state_dict())
+    floats = [key for key, value in before.items() if value.is_floating_point() and key in state]
+    if not all(state[key].is_floating_point() for key in floats):
+        return False  # integers would be cast, as those of a quantised network
     try:
         model.load_state_dict(state)
     except Exception:  # names or shapes differ; a network may have checks of its own
