@@ -1,10 +1,13 @@
 """Modules from outside this package: they register what configs then name."""
 
+import ast
+import hashlib
 import importlib
 import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -66,8 +69,23 @@ def versions(names: Iterable[str]) -> dict[str, str]:
         elif file.name == "__init__.py":
             found[name] = code_hash(file.parent)
         elif file.is_file():
-            found[name] = file_hash(file)
+            hashes = [file_hash(helper) for helper in _beside(file)]
+            whole = hashlib.sha256("".join(hashes).encode()).hexdigest()
+            found[name] = hashes[0] if len(hashes) == 1 else whole
     return found
+
+
+def _beside(file: Path) -> list[Path]:
+    """A module's file, and those of the modules beside it that it imports, directly or not."""
+    files = [file]
+    for each in files:
+        with suppress(OSError, SyntaxError, ValueError):
+            for node in ast.walk(ast.parse(each.read_text(encoding="utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                helpers = [file.with_name(f"{name}.py") for name in names]
+                files += [h for h in helpers if h.is_file() and h not in files]
+    return files
 
 
 @cache  # it reads a file of every package

@@ -9,6 +9,8 @@ import sys
 import pytest
 import torch
 from conftest import CPU, same_weights
+from torch import nn
+from torch.nn import functional
 
 from mdistiller_ext import distill, register_dataset, register_method
 from mdistiller_ext.config import load_cfg
@@ -223,3 +225,32 @@ def test_a_method_that_changes_its_teacher_is_refused(mine):
         assert "\n" not in str(error.value)
     finally:
         del distiller_dict["NOISY"]
+
+
+class Unsteady(nn.Module):
+    """Its answers depend on chance, or on the rest of the batch."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part, self.linear = part, nn.Linear(3 * 8 * 8, 10)
+
+    def forward(self, image):
+        return self.linear(self.part(image).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        (lambda image: functional.dropout(image, 0.5), "differently each time"),
+        (nn.BatchNorm2d(3, track_running_stats=False), "differently in another batch"),
+        (nn.BatchNorm2d(3), ""),
+    ],
+)
+def test_a_network_whose_answers_cannot_be_reproduced_is_said(workdir, capsys, part, reason):
+    images = torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8)
+    split, options = (images, torch.arange(20) % 10), ["SOLVER.EPOCHS", 1, "DATASET.FLIPS", "off"]
+    options += ["SOLVER.LR_DECAY_STAGES", [], "DISTILLER.TEACHER_TABLE", "off"]
+    distill(Unsteady(part), Unsteady(nn.Identity()), split, split, options=options, device="cpu")
+    said = capsys.readouterr().out
+    assert (f"warning: the student answers an image {reason}" in said) == bool(reason)
+    assert "the teacher answers" not in said

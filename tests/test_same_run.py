@@ -20,8 +20,12 @@ from mdistiller_ext.engine import train, train_many
 from mdistiller_ext.errors import ConfigError
 from mdistiller_ext.study.plan import read_study
 
-NETS = "import torch\ndef tiny(num_classes):\n    return torch.nn.Sequential(torch.nn.Flatten(), "
-NETS += "torch.nn.Linear(192, num_classes))\n"
+NETS = """import torch
+from sides import CHANNELS
+
+def tiny(num_classes):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(CHANNELS * 64, num_classes))
+"""
 
 
 @pytest.fixture
@@ -30,6 +34,8 @@ def nets(workdir, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     sys.modules.pop("nets", None)  # of another test
+    sys.modules.pop("sides", None)
+    Path("sides.py").write_text("CHANNELS = 3")
     Path("nets.py").write_text(NETS)
     arrays(0)
     rng = np.random.default_rng(0)
@@ -53,6 +59,7 @@ def nets(workdir, monkeypatch):
         Path(f"{kind}.yaml").write_text(yaml.safe_dump(tree))
     yield workdir
     sys.modules.pop("nets", None)
+    sys.modules.pop("sides", None)
 
 
 def arrays(seed):
@@ -80,6 +87,11 @@ CHANGES = {
     "an image more": ("folder", another_image, "other images or labels"),
     "a teacher": ("arrays", lambda: teacher("arrays", 1, 4), "another teacher (sha256 "),
     "a module": ("arrays", lambda: Path("nets.py").write_text(f"x = 1\n{NETS}"), "code of nets"),
+    "a module beside it": (
+        "arrays",
+        lambda: Path("sides.py").write_text("CHANNELS = 3 + 0"),
+        "code of nets",
+    ),
 }
 
 

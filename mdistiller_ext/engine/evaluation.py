@@ -26,6 +26,23 @@ def logits_of(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
     return torch.cat([model(batch.image)[0] for batch in batches])
 
 
+def unsteady(network: nn.Module, images: Tensor) -> str:
+    """Why what a network answers cannot be reproduced, or "".
+
+    Tried in evaluation mode with some images (B, 3, H, W): twice, and the first of them alone.
+    """
+    devices = [images.device] if images.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        network.eval()
+        first, again, alone = (network(part)[0] for part in (images, images, images[:1]))
+    limit = 1e-3 * first.abs().amax()
+    if (first - again).abs().amax() > limit:
+        return "answers an image differently each time in evaluation mode, as by dropout"
+    if (first[:1] - alone).abs().amax() > limit:
+        return "answers an image differently in another batch, as by a norm without statistics"
+    return ""
+
+
 def performance(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """top1 and top5 in percent, nll in nats, ece (calibration error, 15 bins) in [0, 1].
 

@@ -22,8 +22,9 @@ from ..sections import Parts
 from ..seeding import epoch_generator, random_state, set_random_state
 from ..teacher import Weights
 from . import chain
+from .build import few
 from .environment import changes
-from .evaluation import fidelity, logits_of, numbers, performance, predict
+from .evaluation import fidelity, logits_of, numbers, performance, predict, unsteady
 from .events import Events, Progress
 from .facts import data_facts, method_facts, no_gain, session_facts, teacher_facts
 from .folder import LATEST, check_history, fitting, plain, save_state
@@ -71,6 +72,10 @@ class Run:
         if trainer:
             trainer.renew(parts)
         self.trainer = trainer or Trainer(parts, shared, weights)
+        for role in ("student", "teacher") if weights else ("student",):
+            network = getattr(self.trainer.distiller, role)
+            if reason := unsteady(network, few(self.train_set).image):
+                print(f"warning: the {role} {reason}: its accuracy will be another next time")
         for line in no_gain(parts, shared, self.trainer, alone):
             print(f"warning: {line}")
         self.meter, self.table = self.trainer.meter, self.trainer.table
