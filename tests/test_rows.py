@@ -124,6 +124,21 @@ def test_each_form_of_a_stack_is_the_plain_loop(form):
 
 
 @pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("count", [1, 2])
+def test_frozen_weights_stay_as_they_are(count):
+    rows, alone = ([row("DKD", n)[0] for n in range(count)] for _ in range(2))
+    for own in (*rows, *alone):
+        own.distiller.student.conv1.weight.requires_grad_(False)
+    data = row("DKD")[1]
+    program = Rows(rows, data, BATCH, CLASSES, "grouped", nullcontext)
+    plans = [planned(own, data, 1, seed) for seed, own in enumerate(alone)]
+    train_rows(program, rows, plans)
+    for own, found, epoch in zip(alone, rows, plans, strict=True):
+        train_epoch(own.distiller, own.optimizer, data, epoch, own.meter, nullcontext)
+        assert_equal(found.distiller.state_dict(), own.distiller.state_dict())
+
+
+@pytest.mark.usefixtures("double")
 def test_a_program_goes_on_from_what_runs_were_before():
     """Weights, momenta and the sums of an epoch that has begun."""
     rows, alone = ([row("DKD", n)[0] for n in range(2)] for _ in range(2))

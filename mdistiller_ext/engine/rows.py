@@ -318,12 +318,14 @@ class Rows:
 
     def _update(self) -> None:
         """SGD with momentum and weight decay, as torch.optim.SGD, each row at its rate."""
-        weights: list[Tensor] = list(self.parameters)
-        grads: list[Any] = [weight.grad for weight in weights]
-        torch._foreach_addcmul_(grads, weights, self.decays)
-        torch._foreach_mul_(self.momenta, self.momentum)
-        torch._foreach_add_(self.momenta, grads)
-        torch._foreach_addcmul_(weights, self.momenta, self.rates, value=-1)
+        parts = zip(self.parameters, self.momenta, self.decays, self.rates, strict=True)
+        # What is frozen or takes no part has no gradient.
+        trained = [(w, w.grad, *more) for w, *more in parts if w.grad is not None]
+        weights, grads, momenta, decays, rates = map(list, zip(*trained, strict=True))
+        torch._foreach_addcmul_(grads, weights, decays)
+        torch._foreach_mul_(momenta, self.momentum)
+        torch._foreach_add_(momenta, grads)
+        torch._foreach_addcmul_(weights, momenta, rates, value=-1)
 
     def _count(self, group: Group, losses: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
         terms = torch.stack([loss.detach().float() for loss in losses.values()], dim=1)
