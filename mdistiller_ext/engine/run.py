@@ -165,7 +165,7 @@ class Run:
         An exception is recorded. Stopped saves the state within the epoch.
 
         Args:
-            session: what else the record says of this session.
+            session: what else the record says of the session.
         """
         self.sessions[-1] |= session
         set_random_state(self.random)  # what comes before may have drawn
