@@ -6,10 +6,10 @@ import os
 import runpy
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 
 import pytest
@@ -27,8 +27,9 @@ from mdistiller_ext import cifar_model_dict, register
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import ImageSet, cifar100, digits
 from mdistiller_ext.engine import train
-from mdistiller_ext.engine.loop import Meter
+from mdistiller_ext.engine.loop import Meter, train_step
 from mdistiller_ext.errors import ConfigError, Stopped
+from mdistiller_ext.policies import Context
 from mdistiller_ext.seeding import seed_everything
 from mdistiller_ext.teacher import load_into, load_weights
 from mdistiller_ext.toolkit.locate import find_toolkit
@@ -216,6 +217,15 @@ def theirs(name):
     config = importlib.import_module("mdistiller.engine.cfg").CFG.clone()
     config.defrost()
     return importlib.import_module("mdistiller.distillers").distiller_dict[name], config
+
+
+def train_on(batches, distiller, optimizer, meter, schedule=None, teacher=None):
+    """The plain loop's steps with these batches, and the teacher's logits of each if given."""
+    distiller.train()
+    for batch, logits in zip(batches, teacher or repeat(None), strict=bool(teacher)):
+        context = Context(schedule or {}, logits)
+        train_step(distiller, optimizer, batch, meter.epoch, context, meter, nullcontext)
+        meter.count(len(batch.target))
 
 
 @contextmanager

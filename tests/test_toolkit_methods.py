@@ -1,10 +1,8 @@
 """The real mdistiller's methods in our engine."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
-from conftest import CPU, ROOT, batches, networks, signal_at, theirs, untrained_teacher
+from conftest import CPU, ROOT, batches, networks, signal_at, theirs, train_on, untrained_teacher
 from fuzz_losses import Answer
 
 from mdistiller_ext import distiller_dict
@@ -12,7 +10,7 @@ from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import ImageSet, cifar100
 from mdistiller_ext.engine import train
 from mdistiller_ext.engine.build import build_distiller, build_optimizer
-from mdistiller_ext.engine.loop import Meter, train_epoch
+from mdistiller_ext.engine.loop import Meter
 from mdistiller_ext.errors import ConfigError, RunError
 from mdistiller_ext.models import cifar_model_dict
 from mdistiller_ext.teacher import Weights, load_weights
@@ -38,8 +36,7 @@ def steps(distiller, cfg, data, epoch=1):
     """Train on the batches; the terms of the loss, (steps, terms)."""
     meter = Meter(epoch, len(data))
     optimizer = build_optimizer(cfg.SOLVER, distiller)
-    parts = ((batch, None) for batch in data)
-    list(train_epoch(distiller, optimizer, parts, meter, nullcontext, {}))
+    train_on(data, distiller, optimizer, meter)
     return meter.terms
 
 

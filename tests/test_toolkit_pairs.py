@@ -1,11 +1,10 @@
 """The toolkit's methods on pairs of its own networks, with its own settings for them."""
 
 import re
-from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, train_on
 
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import ImageSet
@@ -14,7 +13,7 @@ from mdistiller_ext.engine.build import (
     build_optimizer,
     takes_features,
 )
-from mdistiller_ext.engine.loop import Meter, train_epoch
+from mdistiller_ext.engine.loop import Meter
 from mdistiller_ext.errors import ConfigError
 from mdistiller_ext.models import build_network, feature_shapes
 from mdistiller_ext.teacher import Weights
@@ -74,9 +73,9 @@ def two_steps(cfg, data):
     distiller = build_distiller(cfg, Weights(teacher, ROOT, ""), data)
     takes_features(distiller, data)
     meter, optimizer = Meter(1, 2), build_optimizer(cfg.SOLVER, distiller)
-    batches = ((batch, None) for batch in data.epoch(10, torch.Generator().manual_seed(0)))
+    batches = data.epoch(10, torch.Generator().manual_seed(0))
     before = [parameter.clone() for parameter in distiller.student.parameters()]
-    list(train_epoch(distiller, optimizer, batches, meter, nullcontext, {}))
+    train_on(batches, distiller, optimizer, meter)
     after = distiller.student.parameters()
     assert not all(map(torch.equal, before, after))
     return meter.terms

@@ -7,19 +7,18 @@ import pickle
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, batches, first, networks, theirs
+from conftest import ROOT, batches, first, networks, theirs, train_on
 
 from mdistiller_ext import cifar_model_dict, distiller_dict
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import cifar100
 from mdistiller_ext.engine.build import build_optimizer
-from mdistiller_ext.engine.loop import Meter, train_epoch
+from mdistiller_ext.engine.loop import Meter
 from mdistiller_ext.teacher import TeacherTable
 from mdistiller_ext.toolkit.compat import mend
 from mdistiller_ext.toolkit.export import METHODS
@@ -84,9 +83,8 @@ def test_20_steps_of_both_engines_end_with_the_same_student(
     mine = distiller_dict[name](own, own_teacher, cfg)
     if answers:
         mine.to(memory_format=torch.channels_last)
-    fed = zip(steps, answers or [None] * 20, strict=True)
-    now = mine.schedule(1)
-    list(train_epoch(mine, build_optimizer(cfg.SOLVER, mine), fed, Meter(1, 20), nullcontext, now))
+    optimizer = build_optimizer(cfg.SOLVER, mine)
+    train_on(steps, mine, optimizer, Meter(1, 20), mine.schedule(1), answers)
 
     for key, value in student.state_dict().items():
         torch.testing.assert_close(own.state_dict()[key], value, rtol=0, atol=tolerance)
