@@ -43,7 +43,6 @@ class Group:
         rows: which of the program's rows.
         settings: what `schedule` gives for the epoch of each run, each (k,).
         learned: the method's own parameters, each (k, ...).
-        names: of the loss's terms.
         terms: the losses of each step, (k, steps, terms).
         totals: the epoch's sums, each (k,).
     """
@@ -52,7 +51,6 @@ class Group:
     rows: slice
     settings: dict[str, Tensor]
     learned: dict[str, nn.Parameter]
-    names: list[str] = field(default_factory=list)
     terms: Tensor | None = None
     totals: dict[str, Tensor] = field(default_factory=dict)
 
@@ -338,7 +336,6 @@ class Rows:
     def _meet(self, group: Group, names: list[str], terms: Tensor, sums: dict[str, Tensor]) -> None:
         """Lay the sums of a group's meters side by side, once it is known what they are."""
         rows = self.rows[group.rows]
-        group.names = names
         group.terms = terms.new_zeros(len(rows), len(self.sizes), terms.shape[1])
         group.totals = {name: torch.zeros_like(value) for name, value in sums.items()}
         for number, row in enumerate(rows):
