@@ -34,7 +34,7 @@ LOGIT = {
 }
 NAMES = [*distiller_dict, *LOGIT]
 # What takes one run alone in a program.
-ALONE = {"DKD_ENTROPY", "DKD_HYPERGRADIENT", "KD, LS and EAT's gradient"}
+ALONE = {"DKD_HYPERGRADIENT"}
 
 
 def parts(name, device=CPU):

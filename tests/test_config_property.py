@@ -83,6 +83,7 @@ NAMES = {
     "DISTILLER.STUDENT": [*SMALL, "own_networks:linear"],
     "DISTILLER.TEACHER_TABLE": ["auto", "on", "off"],
     "DISTILLER.TEACHER_TABLE_DTYPE": ["float32", "float16"],
+    "DISTILLER.TEACHER_TABLE_TF32": [True],
     "DISTILLER.SOURCE": ["auto", "ext", "mdistiller"],
     "SOLVER.TRAINER": ["base", "crd"],
     "SOLVER.TYPE": ["SGD"],

@@ -34,14 +34,14 @@ def test_an_environment_names_code_command_versions_and_arithmetic():
 @pytest.mark.parametrize("tf32", [False, True])
 def test_the_arithmetic_of_a_gpu_is_chosen(tf32):
     cudnn = torch.backends.cudnn
-    before = cudnn.allow_tf32, cudnn.benchmark
+    before = cudnn.allow_tf32
     try:
-        set_arithmetic(CPU, not before[0])
-        assert (cudnn.allow_tf32, cudnn.benchmark) == before
+        set_arithmetic(CPU, not before)
+        assert cudnn.allow_tf32 == before
         set_arithmetic(torch.device("cuda"), tf32)
-        assert (cudnn.allow_tf32, cudnn.benchmark) == (tf32, True)
+        assert cudnn.allow_tf32 == tf32
     finally:
-        cudnn.allow_tf32, cudnn.benchmark = before
+        cudnn.allow_tf32 = before
 
 
 def test_the_code_hash_is_of_every_file_that_trains_and_of_no_other(tmp_path):

@@ -368,12 +368,12 @@ def test_what_padding_and_a_holdout_take_is_said(monkeypatch, all_digits):
             get_dataset(node)
 
 
-def test_a_table_whose_checksums_do_not_fit_is_not_begun(digits_cfg, monkeypatch, tmp_path, capsys):
+def test_a_table_whose_keys_do_not_fit_is_not_begun(digits_cfg, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(memory, "free_memory", lambda: 10**6)
     options = ["DATASET.PADDING", "12", "SOLVER.EPOCHS", "1"]
     options += ["DISTILLER.TEACHER_TABLE_ROOT", str(tmp_path / "tables")]
     monkeypatch.setattr("mdistiller_ext.data.check_memory", lambda *words: None)
-    with pytest.raises(RunError, match=r"336,875 views of 539 images, whose checksums take: 0\.00"):
+    with pytest.raises(RunError, match=r"336,875 views of 539 images, whose keys take: 0\.00"):
         train(digits_cfg("dkd", *options, "DISTILLER.TEACHER_TABLE", "on"), "r", CPU)
     record, _ = train(digits_cfg("dkd", *options), "s", CPU)
     assert record["teacher_table"] is None and "it is not used" in capsys.readouterr().out

@@ -407,7 +407,11 @@ def test_an_error_of_a_program_ends_its_runs_and_no_others(stacked, monkeypatch)
     ("method", "options", "reason"),
     [
         ("dkd", ["DISTILLER.STUDENT", "torchvision:resnet18"], "is no CIFAR ResNet"),
-        ("dkd_eat", ["DKD_EAT.MODE", "gradient"], "EAT has a state or a gradient"),
+        (
+            "dkd",
+            ["DISTILLER.TYPE", "DKD_HYPERGRADIENT", "DATASET.HOLDOUT", "0.2"],
+            "takes images that are held out",
+        ),
     ],
 )
 def test_what_cannot_be_a_row_is_refused_or_trained_alone(digits_cfg, method, options, reason):

@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from mdistiller_ext.engine import train
 from mdistiller_ext.errors import ConfigError, RunError
 from mdistiller_ext.policies import Context
 from mdistiller_ext.study import launch
-from mdistiller_ext.teacher import TabledTeacher, TeacherTable, features_taken, table
+from mdistiller_ext.teacher import TabledTeacher, TeacherTable, features_taken, log, table
 
 VIEWS = 18
 
@@ -101,51 +102,93 @@ def test_networks_data_and_types_have_their_own(tmp_path, network, data):
     assert len(folders) == 4
 
 
+def segment(opened, kind):
+    """The file of the rows or keys that a table's only writer has left."""
+    (file,) = opened.folder.glob(f"*.{kind}")
+    return file
+
+
 @pytest.mark.parametrize("bit", [0, 13, 31])
 def test_a_flipped_bit_is_computed_again(tmp_path, network, data, bit):
     keys = everything(data)
     opened = open_table(tmp_path, network, data)
     before = opened.logits(*keys)
-    content = np.memmap(opened.folder / "logits", np.uint32, "r+").reshape(-1, 10)
+    content = np.memmap(segment(opened, "rows"), np.uint32, "r+").reshape(-1, 10)
     content[33, 4] ^= np.uint32(1 << bit)
     content.flush()
     assert torch.equal(opened.logits(*keys), before)
     assert opened.damaged == 1 and opened.misses == opened.rows + 1
-    assert torch.equal(open_table(tmp_path, network, data).logits(*keys), before)
+    again = open_table(tmp_path, network, data)
+    assert torch.equal(again.logits(*keys), before) and again.misses == again.damaged == 0
 
 
-@pytest.mark.parametrize("at_once", [0, 1000])
-def test_checksums_are_the_same_one_by_one_and_all_at_once(
-    tmp_path, network, data, monkeypatch, at_once
-):
-    """Of entries that another has filled meanwhile, damaged ones, and a file that is gone."""
-    monkeypatch.setattr(table, "ROWS_A_SEEK", at_once)
+@pytest.mark.parametrize("held", [False, True])
+def test_what_is_damaged_or_gone_is_computed_again(tmp_path, network, data, held):
+    """A row in another's place, a torn one, keys that name no place; then the files themselves."""
+    keys = everything(data)
+    opened = open_table(tmp_path, network, data)
+    before = opened.logits(*keys)
+    rows = np.memmap(segment(opened, "rows"), np.float32, "r+").reshape(opened.rows, -1)
+    places = np.memmap(segment(opened, "keys"), log.KEY, "r+")
+    rows[5], rows[9, 5:] = rows[6], rows[10, 5:]
+    places["position"][[20, 21]] = -1, opened.rows
+
+    def missing():
+        other = open_table(tmp_path, network, data)
+        if held:
+            other.hold()
+        assert torch.equal(other.logits(*keys), before)
+        if held:
+            other.resident.writing.result()
+        return other.misses
+
+    assert missing() == 4
+    assert missing() == 0
+    for file in opened.folder.glob("*.rows"):
+        file.unlink()
+    assert missing() == opened.rows
+    assert missing() == 0
+
+
+def test_what_another_has_computed_meanwhile_is_read(tmp_path, network, data):
     keys = everything(data)
     one, other = (open_table(tmp_path, network, data) for _ in range(2))
     before = one.logits(*keys)
     assert torch.equal(other.logits(*keys), before) and other.misses == 0
-    np.memmap(one.folder / "sums", np.uint32, "r+")[7] ^= np.uint32(1)
-    assert torch.equal(other.logits(*keys), before) and other.damaged == other.misses == 1
-    (one.folder / "sums").unlink()
-    assert torch.equal(other.logits(*keys), before) and other.misses == 1 + other.rows
 
 
-def test_a_row_in_anothers_place_and_a_torn_one_are_missing(tmp_path, network, data):
-    opened = open_table(tmp_path, network, data)
-    opened.fill()
-    for name in ("logits", "sums"):
-        rows = np.memmap(opened.folder / name, np.uint32, "r+").reshape(opened.rows, -1)
-        rows[5] = rows[6]
-    logits = np.memmap(opened.folder / "logits", np.float32, "r+").reshape(opened.rows, -1)
-    logits[9, 5:] = logits[10, 5:]
-    opened.logits(*everything(data))
-    assert opened.damaged == 2
+@pytest.mark.parametrize("columns", [1, 100])
+def test_checksums_are_those_of_the_device(columns):
+    rows, position = np.random.default_rng(0).normal(size=(50, columns)), np.arange(50) * 10**8
+    for dtype in (np.float32, np.float16):
+        kept = rows.astype(dtype)
+        there = log.checksum(torch.from_numpy(kept), torch.from_numpy(position))
+        assert np.array_equal(log.checksum(kept, position), there.numpy())
+
+
+def test_the_next_epoch_is_computed_between_the_steps_of_this_one(tmp_path, network, data):
+    index, view = everything(data)
+    whole = open_table(tmp_path / "a", network, data).logits(index, view)
+    opened = open_table(tmp_path / "b", network, data)
+    opened.hold()
+    opened.logits(index[:100], view[:100])
+    assert opened.ahead(index[50:250], view[50:250]) == 150
+    assert opened.ahead(index[200:], view[200:]) == len(index) - 250
+    opened.work()
+    assert opened.filled == 100 + opened.chunk
+    assert torch.equal(opened.logits(index, view), whole)
+    assert (opened.misses, opened.filled) == (100, opened.rows)
+    opened.resident.writing.result()
+    again = open_table(tmp_path / "b", network, data)
+    assert torch.equal(again.logits(index, view), whole) and again.misses == 0
 
 
 def test_entries_that_the_teacher_would_not_answer_are_refused(tmp_path, network, data):
     opened = open_table(tmp_path, network, data)
     places = np.arange(opened.rows)
-    opened._keep(torch.from_numpy(places), torch.randn(opened.rows, 10))
+    opened.log.append(
+        places, np.random.default_rng(0).normal(size=(opened.rows, 10)).astype(np.float32)
+    )
     with pytest.raises(RunError, match=r"entries are not what the teacher answers .* remove the"):
         open_table(tmp_path, network, data)
 
@@ -186,7 +229,8 @@ def test_processes_fill_one_table_together(tmp_path):
         process.join()
     assert [process.exitcode for process in processes] == [0] * 3
     (folder,) = tmp_path.iterdir()
-    assert sorted(f.name for f in folder.iterdir()) == ["lock", "logits", "sums", "table.json"]
+    kinds = Counter(file.suffix or file.name for file in folder.iterdir())
+    assert kinds == {".rows": 3, ".keys": 3, "lock": 1, ".json": 1}
     again = TeacherTable(tmp_path, *large())
     again.logits(*everything(again.data))
     assert (again.filled, again.misses, again.damaged) == (again.rows, 0, 0)

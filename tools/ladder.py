@@ -359,6 +359,7 @@ def serve(pipe: Connection, args: argparse.Namespace, workers: int) -> None:
     if "fork" in multiprocessing.get_all_start_methods():  # spawned, workers would copy all images
         multiprocessing.set_start_method("fork", force=True)
     set_arithmetic(torch.device("cuda" if torch.cuda.is_available() else "cpu"), args.tf32)
+    torch.backends.cudnn.benchmark = True  # as its train.py
     images, targets = read_images(args.root)
     try:
         find_toolkit()

@@ -46,7 +46,8 @@ def main(args: argparse.Namespace) -> None:
     teacher = build_network(name, *place, key="DISTILLER.TEACHER")
     load_into(teacher, weights, name)
     root = Path(cfg.DISTILLER.TEACHER_TABLE_ROOT or default_cache())
-    table = TeacherTable(root, teacher, data.to(device), cfg.DISTILLER.TEACHER_TABLE_DTYPE)
+    dtype, tf32 = cfg.DISTILLER.TEACHER_TABLE_DTYPE, cfg.DISTILLER.TEACHER_TABLE_TF32
+    table = TeacherTable(root, teacher, data.to(device), dtype, tf32)
     if device.type == "cuda":
         table.hold()
     before, start, show = table.filled, time.perf_counter(), watched()
@@ -70,5 +71,7 @@ def main(args: argparse.Namespace) -> None:
             f"{table.nbytes / 1e6:,.1f} MB; {filled - before:,} computed in {seconds:.1f} s on "
             f"{device}"
         )
+    if table.resident:
+        table.resident.writing.result()
     if table.problem:
         raise RunError(f"teacher table {table.folder}: {table.problem}")

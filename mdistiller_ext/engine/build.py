@@ -50,10 +50,9 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def set_arithmetic(device: torch.device, tf32: bool) -> None:
-    """Of convolutions on a GPU: whether float32 takes tensor cores; algorithms found by trial."""
+    """Of convolutions on a GPU: whether float32 takes tensor cores."""
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = tf32
-        torch.backends.cudnn.benchmark = True  # the shapes are fixed
 
 
 def _keep_freed_memory() -> None:
@@ -264,7 +263,8 @@ def build_table(networks: Networks, distiller: Distiller, data: ImageSet) -> Tea
     """
     root = Path(networks.TEACHER_TABLE_ROOT or default_cache())
     try:
-        table = TeacherTable(root, distiller.teacher, data, networks.TEACHER_TABLE_DTYPE)
+        dtype, tf32 = networks.TEACHER_TABLE_DTYPE, networks.TEACHER_TABLE_TF32
+        table = TeacherTable(root, distiller.teacher, data, dtype, tf32)
     except Unwritable as error:
         if networks.TEACHER_TABLE == "on":
             raise

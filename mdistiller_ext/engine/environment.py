@@ -32,7 +32,6 @@ CONDITIONS = (
     "device_name",
     "processes",
     "tf32",
-    "cudnn_benchmark",
 )
 
 
@@ -62,7 +61,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "tf32": cuda and torch.backends.cudnn.allow_tf32,
-        "cudnn_benchmark": cuda and torch.backends.cudnn.benchmark,
     }
 
 

@@ -99,13 +99,8 @@ def _unstackable(cfg: CfgNode) -> str:
         return ""
     if source(node) != "ext" or node.TYPE not in RECIPES:
         return f"{node.TYPE} is no composition of a loss and policies"
-    _, loss, policies = RECIPES[node.TYPE].read(cfg[node.TYPE])
-    for part in (loss, *policies):
-        name = type(part).__name__
-        if not type(part).__module__.startswith("mdistiller_ext."):
-            return f"{name} is no part of mdistiller-ext"  # it may not go under torch.vmap
-        if not getattr(part, "stackable", True):
-            return f"{name} has a state or a gradient that is a single run's"
+    if any(policy.held_every for policy in RECIPES[node.TYPE].read(cfg[node.TYPE]).policies):
+        return f"{node.TYPE} takes images that are held out in some of its steps"
     return ""
 
 

@@ -72,9 +72,15 @@ class Graphs:
                 for size, count in dict.fromkeys(launches):
                     graph = self.graphs[size, count] = torch.cuda.CUDAGraph()
                     rewind()
-                    with torch.cuda.graph(graph, pool=pool, stream=stream):
+                    torch.cuda.synchronize()
+                    torch.cuda.empty_cache()  # what the trials freed is of no use to a graph's pool
+                    # Other threads may go on with what a capture forbids in this one.
+                    graph.capture_begin(pool, capture_error_mode="thread_local")
+                    try:
                         for _ in range(count):
                             step(size)
+                    finally:
+                        graph.capture_end()
             except Exception as error:
                 if is_out_of_memory(error):
                     raise out_of_memory(error) from error

@@ -1,8 +1,8 @@
 """The plain loop: what a run is. Any method, any network, one device or several."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,6 +165,17 @@ class Epoch:
     held_out: Callable[[int], HeldOut | None] = lambda step: None
 
 
+@contextmanager
+def searching(whether: bool) -> Iterator[None]:
+    """Within it, cuDNN finds its algorithms by trial, which pays for shapes of most steps only."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = whether
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def train_epoch(
     distiller: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -184,13 +195,15 @@ def train_epoch(
     distiller.train()
     for group in optimizer.param_groups:
         group["lr"] = epoch.lr
+    batch_size = max(epoch.sizes)
     batches = data.batches(epoch.index, epoch.view, epoch.sizes)
     rows = [None] * len(epoch.sizes) if epoch.teacher is None else epoch.teacher.split(epoch.sizes)
     for batch, teacher in zip(batches, rows, strict=True):
         uniforms = None if epoch.uniforms is None else epoch.uniforms[batch.index]
         held_out = epoch.held_out(meter.step)
         context = Context(epoch.schedule, teacher, uniforms, held=held_out)
-        train_step(distiller, optimizer, batch, epoch.number, context, meter, autocast)
+        with searching(len(batch.target) == batch_size):
+            train_step(distiller, optimizer, batch, epoch.number, context, meter, autocast)
         meter.count(len(batch.target))
         after_step()
 

@@ -7,6 +7,7 @@ program is captured as a CUDA graph, so that a launch is 16 steps of K runs.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby, repeat
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from ..losses import widest
 from ..models import Stack
 from ..policies import Context
 from .graph import Graphs, Launch
-from .loop import Epoch, Meter
+from .loop import Epoch, Meter, searching
 from .writer import snapshot
 
 STEPS = 16  # of a launch: the host's part and the gaps between graphs become small
@@ -40,6 +41,9 @@ class Group:
     """Neighbouring rows of one method: what only its loss knows.
 
     Attributes:
+        distillers: of the rows.
+        vmapped: whether the losses are those of the first distiller under torch.vmap; else each
+            row's distiller computes its own, one after the other.
         rows: which of the program's rows.
         settings: what `schedule` gives for the epoch of each run, each (k,).
         learned: the method's own parameters, each (k, ...).
@@ -47,7 +51,8 @@ class Group:
         totals: the epoch's sums, each (k,).
     """
 
-    distiller: Distiller
+    distillers: list[Distiller]
+    vmapped: bool
     rows: slice
     settings: dict[str, Tensor]
     learned: dict[str, nn.Parameter]
@@ -229,7 +234,8 @@ class Rows:
                 learned[name] = nn.Parameter(torch.stack([part.detach() for part in parts]))
                 for part, row in zip(parts, learned[name].data, strict=True):
                     part.data = row
-        return Group(distillers[0], rows, settings, learned)
+        vmapped = len(self.rows) > 1 and vmappable(distillers[0])
+        return Group(distillers, vmapped, rows, settings, learned)
 
     def _parameters(self) -> list[nn.Parameter]:
         """All that the optimizers step."""
@@ -255,10 +261,10 @@ class Rows:
         """A step of each run with the next `size` images of its epoch."""
         for parameter in self.parameters:
             parameter.grad = None
-        found = self.losses(size)
-        torch.stack(
-            [loss.sum() for losses, _ in found for loss in losses.values()]
-        ).sum().backward()
+        with searching(size == self.batch_size):
+            found = self.losses(size)
+            terms = [loss.sum() for losses, _ in found for loss in losses.values()]
+            torch.stack(terms).sum().backward()
         with torch.no_grad():
             self._update()
             for group, (losses, sums) in zip(self.groups, found, strict=True):
@@ -287,10 +293,11 @@ class Rows:
     def _of_group(
         self, group: Group, parts: dict[str, Tensor | None]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        distiller = group.distiller
         own = {key: part[group.rows] for key, part in parts.items() if part is not None}
 
-        def one(own: dict, settings: dict, learned: dict) -> tuple[dict, dict]:
+        def one(
+            distiller: Distiller, own: dict, settings: dict, learned: dict
+        ) -> tuple[dict, dict]:
             context = Context(
                 settings, own.get("teacher"), own.get("uniforms"), logits=own.get("logits")
             )
@@ -307,12 +314,17 @@ class Rows:
             return {name: loss.mean() for name, loss in losses.items()}, sums
 
         given = own, group.settings, group.learned
-        if self.stack:
-            found = torch.vmap(one)(*given)
-            distiller.monitor = {}  # what vmap has left there is of no use outside of it
+        first = group.distillers[0]
+        if group.vmapped:
+            found = torch.vmap(partial(one, first))(*given)
+            first.monitor = {}  # what vmap has left there is of no use outside of it
             return found
-        losses, sums = one(*({k: v[0] for k, v in of.items()} for of in given))
-        return {k: v[None] for k, v in losses.items()}, {k: v[None] for k, v in sums.items()}
+        each = [
+            one(distiller, *({key: part[row] for key, part in of.items()} for of in given))
+            for row, distiller in enumerate(group.distillers)
+        ]
+        losses, sums = zip(*each, strict=True)
+        return _side_by_side(losses), _side_by_side(sums)
 
     def _update(self) -> None:
         """SGD with momentum and weight decay, as torch.optim.SGD, each row at its rate."""
@@ -341,6 +353,21 @@ class Rows:
         for number, row in enumerate(rows):
             parts = {name: total[number] for name, total in group.totals.items()}
             row.meter.adopt(names, group.terms[number], parts)
+
+
+def _side_by_side(found: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Numbers of each row, (), as one tensor (k,) a name."""
+    if len(found) == 1:
+        return {name: number[None] for name, number in found[0].items()}
+    return {name: torch.stack([numbers[name] for numbers in found]) for name in found[0]}
+
+
+def vmappable(distiller: Distiller) -> bool:
+    """Whether torch.vmap may compute the losses of several runs: not those of own code, which may
+    do anything, and not where a policy has a state or takes a gradient."""
+    parts = (distiller.loss, *distiller.policies) if isinstance(distiller, Logit) else ()
+    ours = all(type(part).__module__.startswith("mdistiller_ext.") for part in parts)
+    return ours and all(getattr(part, "vmappable", True) for part in parts)
 
 
 def method(distiller: Distiller) -> Any:

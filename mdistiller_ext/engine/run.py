@@ -82,6 +82,7 @@ class Run:
         self.history = state["history"] if state else []
         self.kept = len(self.history)  # epochs that `latest` holds
         self.spent = 0.0  # seconds, of an epoch that was stopped in the middle
+        self.missed = 0  # of the teacher's logits of the next epoch, asked for already
         # Rows draw nothing from the global generators: `latest` keeps the state after the initial
         # weights.
         self.random = self.trainer.random
@@ -228,12 +229,11 @@ class Run:
         """The epoch that comes: its order, views, schedule and, where it can, teacher logits."""
         epoch, solver = self.epoch, self.solver
         self.started = time.perf_counter() - self.spent
-        keys = self.train_set.draw(epoch_generator(solver.SEED, epoch))
-        (index, view), sizes = self.world.divide(keys, solver.BATCH_SIZE)
+        (index, view), sizes = self._keys(epoch)
         index, view = index[self.meter.images :], view[self.meter.images :]
         teacher, self.hits, self.filling = None, {}, 0.0
         if self.table:
-            before, asked = self.table.hits, time.perf_counter()
+            before, asked = self.table.misses, time.perf_counter()
             with self.progress.filling(len(index)) as bar:
 
                 def told(count: int) -> None:
@@ -242,8 +242,10 @@ class Run:
 
                 teacher = self.table.logits(index, view, told)
             self.filling = time.perf_counter() - asked  # no part of the pace
-            share = 100 * (self.table.hits - before) / max(1, len(index))
-            self.hits["teacher_table_hits"] = share
+            missed = self.missed + self.table.misses - before
+            self.hits["teacher_table_hits"] = 100 * (1 - missed / max(1, len(index)))
+            ahead = epoch < solver.EPOCHS
+            self.missed = self.table.ahead(*self._keys(epoch + 1)[0]) if ahead else 0
         elif self.logits_teacher is not None and not self.alone:
             # Beside other runs the step has no place for a teacher.
             batches = self.train_set.batches(index, view, self.parts.test_batch)
@@ -261,6 +263,12 @@ class Run:
             self._held_out(epoch),
         )
 
+    def _keys(self, epoch: int) -> tuple[tuple[Tensor, Tensor], list[int]]:
+        """(images, views) of an epoch in this process, in order, and the sizes of its steps."""
+        keys = self.train_set.draw(epoch_generator(self.solver.SEED, epoch))
+        (index, view), sizes = self.world.divide(keys, self.solver.BATCH_SIZE)
+        return (index, view), sizes
+
     def count(self, size: int, steps: int) -> None:
         """Count the steps of a launch, of `size` images each."""
         for _ in range(steps):
@@ -273,6 +281,8 @@ class Run:
 
     def stepped(self) -> None:
         """After each step, or each launch of some: show it, and heed a signal to stop."""
+        if self.table:
+            self.table.work()
         self.progress(self.meter)
         self.spent = time.perf_counter() - self.started
         self.writer.check()

@@ -72,8 +72,8 @@ class Shared:
         self, parts: Parts, distiller: Distiller, weights: Weights, data: ImageSet
     ) -> TeacherTable | None:
         own = parts.networks
-        where = (repr(parts.dataset), own.TEACHER_TABLE_ROOT)
-        key = (weights.sha256, own.TEACHER, own.TEACHER_TABLE, own.TEACHER_TABLE_DTYPE, *where)
+        kind = (own.TEACHER_TABLE, own.TEACHER_TABLE_DTYPE, str(own.TEACHER_TABLE_TF32))
+        key = (weights.sha256, own.TEACHER, *kind, repr(parts.dataset), own.TEACHER_TABLE_ROOT)
         if key not in self.tables:
             self.tables[key] = build_table(own, distiller, data)
         return self.tables[key]

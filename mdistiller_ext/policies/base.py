@@ -118,8 +118,8 @@ class Policy(Settings):
         return 0
 
     @property
-    def stackable(self) -> bool:
-        """Whether torch.vmap can act for several runs at once; not with a state or a gradient."""
+    def vmappable(self) -> bool:
+        """Whether torch.vmap can act for several runs: not with a state, nor by a gradient."""
         return True
 
     def schedule(self, epoch: int, run: RunFacts) -> dict[str, float]:

@@ -43,7 +43,7 @@ class EAT(Policy):
         return "base" if self.MODE == "temperature" else "size"
 
     @property
-    def stackable(self) -> bool:
+    def vmappable(self) -> bool:
         return self.MODE == "temperature"
 
     def schedule(self, epoch: int, run: RunFacts) -> dict[str, float]:

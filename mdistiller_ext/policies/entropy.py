@@ -37,7 +37,7 @@ class ENTROPY(Bounds, Policy):
         return "base"
 
     @property
-    def stackable(self) -> bool:
+    def vmappable(self) -> bool:
         return False
 
     def build(self, run: RunFacts) -> Callable[[Pair, Context], Pair]:

@@ -51,10 +51,6 @@ class HYPERGRADIENT(Bounds, Policy):
     def held_every(self) -> int:
         return self.EVERY
 
-    @property
-    def stackable(self) -> bool:
-        return False
-
     def build(self, run: RunFacts) -> Callable[[Pair, Context], Pair]:
         return LookAhead(self)
 
