@@ -118,7 +118,7 @@ def test_each_method_in_rows_is_the_plain_loop(name):
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("form", FORMS)
 def test_each_form_of_a_stack_is_the_plain_loop(form):
-    """With six runs dense64 has 3, 2 and 1 of them in a convolution, chain4 has 3."""
+    """With six runs dense64 has 3, 2 and 1 of them in a convolution."""
     names = ["NONE", "KD", "KD", "DKD_EAT_DAT_LP", "DKD_EAT_DAT_LP", "DKD_LP"]
     assert_rows_are_the_runs_alone(names, form, epochs=[2])
 
@@ -332,9 +332,7 @@ def assert_same(folder, other):
         )
 
 
-@pytest.mark.parametrize(
-    "stacked", ["grouped", "dense64", pytest.param("chain4", marks=pytest.mark.slow)], indirect=True
-)
+@pytest.mark.parametrize("stacked", ["grouped", "dense64"], indirect=True)
 def test_runs_at_once_are_the_runs_alone(stacked):
     """One goes on within its second epoch, one fails, and others take their places."""
     jobs = [
@@ -408,7 +406,7 @@ def test_an_error_of_a_program_ends_its_runs_and_no_others(stacked, monkeypatch)
     [
         ("dkd", ["DISTILLER.STUDENT", "torchvision:resnet18"], "is no CIFAR ResNet"),
         (
-            "dkd",
+            "vanilla",
             ["DISTILLER.TYPE", "DKD_HYPERGRADIENT", "DATASET.HOLDOUT", "0.2"],
             "takes images that are held out",
         ),

@@ -67,7 +67,7 @@ if [ "${TINY:-}" ]; then
 else
     on=(--device cuda) first=controls_cpu second=paper_table1 from=cifar100/teacher_resnet110
     many=("${on[@]}" --together "${TOGETHER:-24}") short=() data=(DATASET.ROOT "${DATA:-}")
-    given=(DISTILLER.TEACHER_CKPT "${TEACHER:-}") rungs=(grouped dense64 dense128 chain4)
+    given=(DISTILLER.TEACHER_CKPT "${TEACHER:-}") rungs=(grouped dense64 dense128)
     bench=("${on[@]}" --rounds 5 --steps 320 --teacher resnet8 --bf16) other=(--tf32) at_once=16
 fi
 export -f forms

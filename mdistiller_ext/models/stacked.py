@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .resnet import ResNet
 
-FORMS = ("grouped", "dense64", "dense128", "chain4")
+FORMS = ("grouped", "dense64", "dense128")
 
 
 class Stack(nn.Module):
@@ -26,10 +26,8 @@ class Stack(nn.Module):
             "grouped": one convolution with K groups.
             "denseN": a group of about N channels holds several networks, with zeros between them,
             because tensor cores want 64 channels or more.
-            "chainM": M networks share dense convolutions without groups, from the first layer to
-            the last; K / M chains follow each other.
-            With dense and chain a value that is not finite in one network reaches those that share
-            its convolutions.
+            A value that is not finite in one network then reaches those that share its
+            convolutions.
 
     Raises:
         ConfigError: the networks are no CIFAR ResNets.
@@ -42,29 +40,22 @@ class Stack(nn.Module):
                 f"SOLVER.STACK: {form} stacks CIFAR ResNets, the student is a "
                 f"{type(networks[0]).__name__}: expected none"
             )
-        count = len(networks)
-        length = _divisor(count, int(form.removeprefix("chain"))) if "chain" in form else count
-        self.parts = [list(networks[at : at + length]) for at in range(0, count, length)]
-        self.chains = nn.ModuleList(_merged(part, form) for part in self.parts)
+        self.networks = list(networks)
+        self.whole = _merged(networks, form)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (K, B, C) of images (K, B, 3, H, W)."""
-        parts = images.split(len(self.parts[0]))
-        logits = [
-            chain(part.transpose(0, 1).flatten(1, 2))[0]
-            for chain, part in zip(self.chains, parts, strict=True)
-        ]
-        return torch.cat(logits)
+        logits, _ = self.whole(images.transpose(0, 1).flatten(1, 2))
+        return logits
 
     def rows(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
         """Of tensors shaped like the stack's parameters, what belongs to each network's."""
-        left, found = iter(tensors), []
-        for part in self.parts:
-            shapes = [parameter.shape for parameter in part[0].parameters()]
-            chunks = [next(left).chunk(len(part)) for _ in shapes]
-            for number in range(len(part)):
-                found.append([c[number].view(s) for c, s in zip(chunks, shapes, strict=True)])
-        return found
+        shapes = [parameter.shape for parameter in self.networks[0].parameters()]
+        chunks = [tensor.chunk(len(self.networks)) for tensor in tensors]
+        return [
+            [chunk[number].view(shape) for chunk, shape in zip(chunks, shapes, strict=True)]
+            for number in range(len(self.networks))
+        ]
 
 
 def _merged(networks: Sequence[nn.Module], form: str) -> nn.Module:
@@ -89,14 +80,8 @@ def _shared(form: str, count: int, conv: nn.Conv2d) -> int:
     """How many of the networks share a dense convolution."""
     if form == "grouped":
         return 1
-    if form.startswith("chain"):
-        return count
-    return _divisor(count, int(form.removeprefix("dense")) // conv.out_channels)
-
-
-def _divisor(count: int, most: int) -> int:
-    """The largest divisor of `count` up to `most`, and at least 1."""
-    return max(m for m in range(1, count + 1) if count % m == 0 and m <= max(1, most))
+    most = max(1, int(form.removeprefix("dense")) // conv.out_channels)
+    return max(m for m in range(1, count + 1) if count % m == 0 and m <= most)
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
