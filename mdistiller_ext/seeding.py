@@ -29,6 +29,13 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def host_state() -> tuple[Any, ...]:
+    """What differs after a random number was drawn on the host."""
+    _, keys, position, *_ = np.random.get_state(legacy=True)
+    own = torch.get_rng_state().numpy().tobytes()
+    return random.getstate(), np.asarray(keys).tobytes(), position, own
+
+
 def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -1,8 +1,10 @@
 """How steps are captured, with a stand-in for the GPU."""
 
 import gc
+import random
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from conftest import CPU, reads
@@ -104,6 +106,15 @@ def test_a_trial_that_fails_means_no_graph_but_where_memory_is_full(gpu, error, 
     assert not isinstance(caught.value, CaptureError)
     assert not any(call.startswith("capture") for call in gpu.calls)
     assert gpu.calls[-1] == "usual stream waits for side stream" and gpu.mode == "default"
+
+
+@pytest.mark.parametrize(
+    "draw", [random.random, np.random.rand, lambda: torch.rand(1), lambda: torch.randperm(3)]
+)
+def test_a_step_that_draws_on_the_host_is_not_captured(gpu, draw):
+    with pytest.raises(NoGraph, match="draws random numbers on the host"):
+        Graphs(lambda size: draw(), [8], LAUNCHES, int, CPU)
+    Graphs(lambda size: None, [8], LAUNCHES, int, CPU)
 
 
 @pytest.mark.parametrize(

@@ -62,20 +62,29 @@ forms() {
 
 if [ "${TINY:-}" ]; then
     on=(--device cpu) first=digits second=digits from=digits/teacher_resnet20 rungs=(grouped)
+    one=digits/dkd_lp few=(SOLVER.EPOCHS 2)
     many=("${on[@]}" --together 4 --part 1/8) short=(SOLVER.EPOCHS 2) data=() given=()
     bench=("${on[@]}" --eager --rounds 1 --steps 1 --teacher resnet8) other=() at_once=2
 else
-    on=(--device cuda) first=controls_cpu second=paper_table1 from=cifar100/teacher_resnet110
-    many=("${on[@]}" --together "${TOGETHER:-24}") short=() data=(DATASET.ROOT "${DATA:-}")
+    on=(--device cuda) first=controls_gpu second=paper_table1 from=cifar100/teacher_resnet110
+    one=cifar100/dkd_lp few=(SOLVER.EPOCHS 4 SOLVER.LR_DECAY_STAGES "[3]" SOLVER.TF32 True)
+    few+=(SOLVER.SEED 100 DISTILLER.TEACHER resnet56 DISTILLER.TEACHER_TABLE_TF32 True)
+    many=("${on[@]}" --together "${TOGETHER:-21}" LOG.EVAL_EVERY 10) short=()
+    data=(DATASET.ROOT "${DATA:-}")
     given=(DISTILLER.TEACHER_CKPT "${TEACHER:-}") rungs=(grouped dense64 dense128)
     bench=("${on[@]}" --rounds 5 --steps 320 --teacher resnet8 --bf16) other=(--tf32) at_once=16
 fi
 export -f forms
 piece tests 100 python3 -m pytest -v -p no:benchmark -n "$((($(nproc) + 1) / 2))" tests/test_gpu.py
-piece forms 100 bash -c "$(declare -p rungs bench); forms $at_once"
 if [ "${TINY:-}${DATA:-}" ]; then
     study table56 "$first" "${data[@]}" "${given[@]}" "${short[@]}" "$@"
+    for name in cold warm; do # the same views twice: the second time the table has them
+        piece "$name" 60 python3 tools/train.py --cfg "configs/$one.yaml" "${on[@]}" "${data[@]}" \
+            "${given[@]}" "${few[@]}" LOG.PREFIX "$WORK" EXPERIMENT.PROJECT one \
+            EXPERIMENT.NAME "$name"
+    done
 fi
+piece forms 100 bash -c "$(declare -p rungs bench); forms $at_once"
 if [ "${other[*]:-}" ]; then
     bench=("${on[@]}" --rounds 5 --steps 320 --teacher resnet8 "${other[@]}")
     piece forms_tf32 100 bash -c "$(declare -p rungs bench); forms $at_once"

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import RunError
 from ..memory import is_out_of_memory, out_of_memory
+from ..seeding import host_state
 
 WARM_UP = 2  # steps on a side stream before a capture, as torch.cuda.graph asks for
 
@@ -35,8 +36,8 @@ class Graphs:
         device: where the step runs.
 
     Raises:
-        NoGraph: the step waits for the host, or fails otherwise; it was tried all the same, so
-            that what it changes has changed.
+        NoGraph: the step waits for the host, draws random numbers there, or fails; it was tried
+            all the same, so that what it changes has changed.
         CaptureError: the capture failed.
         RunError: the device's memory is full.
     """
@@ -59,9 +60,14 @@ class Graphs:
                     for _ in range(WARM_UP):
                         rewind()
                         step(size)
+                    drawn = host_state()
                     with _no_synchronisation():
                         rewind()
                         step(size)
+                    if host_state() != drawn:  # a graph would repeat the numbers of its capture
+                        raise NoGraph("it draws random numbers on the host")
+            except NoGraph:
+                raise
             except Exception as error:  # whatever a method does that a capture forbids
                 if is_out_of_memory(error):
                     raise out_of_memory(error) from error

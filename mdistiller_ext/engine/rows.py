@@ -109,6 +109,9 @@ class Rows:
         self.decays = [torch.zeros_like(p) for p in self.parameters]
         self.momentum = rows[0].optimizer.param_groups[0]["momentum"]
         self._share()
+        if compiled:
+            # Programs of a queue are compiled one after the other; past this PyTorch stays eager.
+            torch._dynamo.config.cache_size_limit = 256
         self.losses = torch.compile(self._losses, dynamic=False) if compiled else self._losses
         self.graphs: Graphs | None = None
 
