@@ -69,7 +69,7 @@ else
     on=(--device cuda) first=controls_gpu second=paper_table1 from=cifar100/teacher_resnet110
     one=cifar100/dkd_lp few=(SOLVER.EPOCHS 4 SOLVER.LR_DECAY_STAGES "[3]" SOLVER.TF32 True)
     few+=(SOLVER.SEED 100 DISTILLER.TEACHER resnet56 DISTILLER.TEACHER_TABLE_TF32 True)
-    many=("${on[@]}" --together "${TOGETHER:-21}" LOG.EVAL_EVERY 10) short=()
+    many=("${on[@]}" --together "${TOGETHER:-32}" LOG.EVAL_EVERY 10) short=()
     data=(DATASET.ROOT "${DATA:-}")
     given=(DISTILLER.TEACHER_CKPT "${TEACHER:-}") rungs=(grouped dense64 dense128)
     bench=("${on[@]}" --rounds 5 --steps 320 --teacher resnet8 --bf16) other=(--tf32) at_once=16

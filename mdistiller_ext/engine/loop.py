@@ -195,7 +195,7 @@ def train_epoch(
     distiller.train()
     for group in optimizer.param_groups:
         group["lr"] = epoch.lr
-    batch_size = max(epoch.sizes)
+    batch_size = max(epoch.sizes, default=0)
     batches = data.batches(epoch.index, epoch.view, epoch.sizes)
     rows = [None] * len(epoch.sizes) if epoch.teacher is None else epoch.teacher.split(epoch.sizes)
     for batch, teacher in zip(batches, rows, strict=True):
