@@ -81,7 +81,7 @@ class Study:
             is a smaller study. Arms that follow each other with the same `seeds` of their own run
             so together, after those before them.
         folder: where its runs and its report are.
-        file_sha256: of the study file.
+        file: the study file, as it was named; file_sha256: of its bytes.
     """
 
     name: str
@@ -93,6 +93,7 @@ class Study:
     claims: dict[str, dict[str, float]]
     jobs: list[Job]
     folder: Path
+    file: Path
     file_sha256: str
 
 
@@ -150,6 +151,7 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
         tree.get("claims", {}),
         jobs,
         output / slug(tree["name"]),
+        file,
         hashlib.sha256(file.read_bytes()).hexdigest(),
     )
 
