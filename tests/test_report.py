@@ -13,7 +13,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from test_study import EFFECTS, SESSION, TEACHER, TREE, edit, stub_runs, study  # noqa: F401
+from test_study import (  # noqa: F401
+    EFFECTS,
+    SESSION,
+    TEACHER,
+    TREE,
+    edit,
+    stub_runs,
+    study,
+    swept,
+)
 
 from mdistiller_ext.engine.record import read_record, summary
 from mdistiller_ext.errors import RunError
@@ -312,6 +321,40 @@ def test_whether_the_claims_were_fixed_before_the_first_run_is_said(stubs, write
     assert line.endswith("the study file's seeds and claims changed.")
     edit(built.jobs[3], environments=[{**MADE, "git_commit": "--output=x"}])
     assert said() == []
+
+
+def test_a_grid_is_a_table_by_held_out_accuracy_and_a_choice(study, write, workdir):  # noqa: F811
+    """Over the seeds that all cells with runs have; one of them has not run."""
+    built = swept(study)
+    effects = dict(zip(built.arms, (0.0, 1.0, -1.0, 5.0), strict=True))
+    stub_runs(built, effects)
+    first, second, _, last = built.arms
+    for job in built.jobs:
+        set_top1(job, [50.0, 50.0, 70.0 + job.seed + effects[job.arm]])
+        if job.arm == last or (job.arm, job.seed) == (first, 7):
+            shutil.rmtree(job.folder)
+    text, folder = write(built)
+    (verdict,) = json.loads((folder / "report.json").read_text())["verdicts"]
+    assert verdict == (
+        f"resnet8: of the grid of EAT, {second} has the highest top-1 on the held-out images: "
+        f"74.00 % over 7 seeds, 1.00 above {first}. That is the cell to choose; what it gains is "
+        f"for runs with DATASET.HOLDOUT 0 and other seeds."
+    )
+    assert f"resnet8: the grid of EAT lacks {last}: no finished run" in text
+    rows = [line.split() for line in section(text, "Grid of EAT").splitlines() if "resnet8" in line]
+    assert [row[1:6] for row in rows] == [
+        ["0.2", "2", "0.02", "7", "74.00"],
+        ["0.2", "1", "0.02", "7", "73.00"],
+        ["0.4", "1", "0.02", "7", "72.00"],
+    ]
+    assert "Differences" not in text and "Claims" not in text and "forest" not in text
+    assert (folder / "table_grid_of_eat.tex").exists()
+    for job in built.jobs:
+        if job.arm == second:
+            set_top1(job, [50.0, 50.0, 60.0]) if job.seed == 7 else shutil.rmtree(job.folder)
+    text, _ = write(built)
+    assert "resnet8: no seed has all other cells of the grid of EAT" in text
+    assert "the cell to choose" not in text
 
 
 # Figures and what they are of

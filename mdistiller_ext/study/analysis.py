@@ -92,10 +92,33 @@ class Power:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """One cell of a grid.
+
+    Attributes:
+        grid, arm: the arm that has the grid, and the cell's own name.
+        settings: what the cell has of the grid.
+        top1: of the held-out images, in percent, over the seeds that all its cells with runs have.
+    """
+
+    student: str
+    grid: str
+    arm: str
+    settings: dict[str, Any]
+    top1: Summary
+
+
+@dataclass(frozen=True)
 class Findings:
-    """Everything that a report says; `family` is the number of claims in the study file."""
+    """Everything that a report says.
+
+    Attributes:
+        cells: of each student and grid, the best one first.
+        family: the number of claims in the study file.
+    """
 
     arms: list[Arm]
+    cells: list[Cell]
     family: int
     claims: list[Claim]
     power: list[Power]
@@ -134,7 +157,9 @@ def analyse(study: Study, runs: pd.DataFrame) -> Findings:
             )
     family = sum(len(claims) for claims in study.claims.values())
     claims, warnings = _claims(study, runs, family)
-    return Findings(arms, family, claims, _power(study, claims, family), warnings)
+    cells, without = _cells(study, runs)
+    seen = _power(study, claims, family)
+    return Findings(arms, cells, family, claims, seen, warnings + without)
 
 
 def pairs(
@@ -167,6 +192,26 @@ def _end(value: float) -> str:
     value += math.copysign(1e-9, value)  # the mean of a few is often half of a last digit
     texts = (f"{round(value, digits) + 0.0:.{digits}f}" for digits in range(2, 9))
     return next((text for text in texts if float(text)), "0.00")
+
+
+def _cells(study: Study, runs: pd.DataFrame) -> tuple[list[Cell], list[str]]:
+    found, warnings = [], []
+    for student in study.students:
+        for grid, cells in study.grids.items():
+            top1 = {arm: _rows(runs, student, arm).set_index("seed")["top1"] for arm in cells}
+            if without := [arm for arm in cells if top1[arm].empty]:
+                names = ", ".join(without)
+                warnings.append(f"{student}: the grid of {grid} lacks {names}: no finished run")
+            there = [arm for arm in cells if arm not in without]
+            seeds = sorted(set.intersection(*(set(top1[arm].index) for arm in there or cells)))
+            ranked = [
+                Cell(student, grid, arm, cells[arm], summarise(top1[arm][seeds].to_numpy()))
+                for arm in (there if seeds else ())
+            ]
+            if there and not seeds:
+                warnings.append(f"{student}: no seed has all other cells of the grid of {grid}")
+            found += sorted(ranked, key=lambda cell: -cell.top1.mean)
+    return found, warnings
 
 
 def _claims(study: Study, runs: pd.DataFrame, family: int) -> tuple[list[Claim], list[str]]:

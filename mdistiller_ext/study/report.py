@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -133,15 +134,27 @@ def _intro(study: Study, records: Records) -> list[str]:
 
 
 def _verdicts(study: Study, records: Records, findings: Findings) -> list[str]:
-    """What is concluded of each claim, what must be known beside it, and how far it reaches."""
+    """What a grid chooses; what is concluded of each claim, what must be known beside it, and how
+    far it reaches."""
+    lines = []
+    for _, cells in groupby(findings.cells, lambda cell: (cell.student, cell.grid)):
+        best, *others = cells
+        before = f", {best.top1.mean - others[0].top1.mean:.2f} above {others[0].arm}"
+        lines.append(
+            f"{best.student}: of the grid of {best.grid}, {best.arm} has the highest top-1 on the "
+            f"held-out images: {best.top1.mean:.2f} % over {counted(best.top1.n, 'seed')}"
+            f"{before if others else ''}. That is the cell to choose; what it gains is for runs "
+            f"with DATASET.HOLDOUT 0 and other seeds."
+        )
     if not findings.claims:
-        return []
+        return lines
     pairs = {
         f"{job.student} taught by {records[job.name]['teacher']['name']}": None
         for job in study.jobs
         if job.student in study.claims and job.name in records and records[job.name]["teacher"]
     }
     return [
+        *lines,
         *(f"{c.student}, {c.arm}: {c.verdict}. {c.beside}" for c in findings.claims),
         *([f"All of it is of {' and of '.join(pairs)}; no other pair was run."] if pairs else []),
         *_beforehand(study, records),

@@ -35,6 +35,7 @@ class Section(NamedTuple):
 def sections(study: Study, records: Records, findings: Findings) -> list[Section]:
     """All tables of a report that have rows, without columns in which nothing stands."""
     found = [
+        *_grids(study, findings),
         _accuracy(findings),
         _claims(study, findings),
         _power(findings),
@@ -155,6 +156,29 @@ def _accuracy(findings: Findings) -> Section:
     return Section("Accuracy", note, pd.DataFrame(rows))
 
 
+def _grids(study: Study, findings: Findings) -> list[Section]:
+    """A table for each grid, the best cell of a student first."""
+    return [
+        Section(
+            f"Grid of {grid}",
+            "Top-1 of the last epoch on the held-out images, over the seeds that all these cells "
+            "have. It chooses a cell, and is too high to say how good that one is.",
+            pd.DataFrame(
+                {
+                    "student": cell.student,
+                    **{key: str(value) for key, value in cell.settings.items()},
+                    "n": str(cell.top1.n),
+                    "held-out top-1 (%)": _number(cell.top1.mean, 2),
+                    "sd": _number(cell.top1.sd, 2),
+                }
+                for cell in findings.cells
+                if cell.grid == grid
+            ),
+        )
+        for grid in study.grids
+    ]
+
+
 def _claims(study: Study, findings: Findings) -> Section:
     family = findings.family
     level = "simultaneous 95 % interval" if family > 1 else "95 % interval"
@@ -208,7 +232,8 @@ def methods(study: Study, findings: Findings) -> Section:
         note += f", and points over {study.baseline}, paired by seed"
     if shown:
         note += f"; * a claimed difference that the test shows, corrected p at most {ALPHA}"
-    return Section("Methods", f"{note}.", pd.DataFrame(rows.values()).fillna(""))
+    frame = pd.DataFrame(rows.values()).fillna("")
+    return Section("Methods", f"{note}.", frame.loc[:, (frame != "").any()])
 
 
 def _power(findings: Findings) -> Section:
