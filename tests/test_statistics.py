@@ -100,6 +100,8 @@ def test_the_ends_are_means_of_subsets():
     assert sign_flip_interval(values, 1 / 8) == pytest.approx((means[1], means[-2]))
     assert sign_flip_interval(values, 1 / 16) == pytest.approx((-0.1, 0.8))
     assert sign_flip_interval(values, 1 / 17) == (-np.inf, np.inf)
+    # In its last bits the mean of -0.3, 0.1 and 0.2 is not 0.
+    assert sign_flip_interval([1.0, 0.2, 0.8, -0.3, 0.2, 0.1, 1.1, 0.9])[0] == 0.0
 
 
 def test_what_a_design_can_reach():
