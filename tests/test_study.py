@@ -185,6 +185,11 @@ def test_runs_go_seed_by_seed_and_arms_with_seeds_of_their_own_after_those_befor
             "arms: LP: grid: {} is not allowed, expected entries KEY: ",
         ),
         (
+            {"arms": {"LP": SWEPT | {"grid": {f"A.B{n}": [0, 1] for n in range(2000)}}}},
+            "arms: LP: grid: has more than 1000 cells, expected fewer values",
+        ),
+        ({"arms": {"LP": SWEPT | {"grid": {"A.B": ["\n"]}}}}, r"arms: 'LP B \\n' is not allowed"),
+        (
             {"arms": TREE["arms"] | {"LP": SWEPT}},
             "claims: 'LP' is a grid, expected a single arm",
         ),

@@ -9,6 +9,7 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from itertools import chain, groupby, product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ KEYS = {
 OPTIONAL = {"note", "baseline", "alone", "options", "claims"}
 ARM_KEYS = {"cfg", "options", "seeds", "grid"}
 SEEDS = "different integers"
+PRINTABLE = "a name in printable characters"
+MOST_CELLS = 1000  # of a grid
 KINDS = {str: "text", list: "a list", dict: "entries NAME: VALUE"}
 # Settings that the study makes for each run.
 RESERVED = {
@@ -333,7 +336,7 @@ def _faults(tree: Any) -> list[str]:
             faults.append(_wrong(key, tree[key], KINDS[kind]))
         elif key in ("students", "arms"):
             names = [name for name in tree[key] if not _is_text(name)]
-            faults += [_wrong(key, name, "a name in printable characters") for name in names]
+            faults += [_wrong(key, name, PRINTABLE) for name in names]
     if faults:
         return faults
     if not NAME[0](slug(tree["name"])):
@@ -375,6 +378,7 @@ def _faults(tree: Any) -> list[str]:
             elif type(points) not in (int, float) or not -100 <= points <= 100:
                 faults.append(_wrong(f"claims: {arm}", points, "points from -100 to 100"))
     names = [name for arm, node in tree["arms"].items() for name in _cells(arm, node)]
+    faults += [_wrong("arms", name, PRINTABLE) for name in names if not _is_text(name)]
     for key, taken in (("students", list(tree["students"])), ("arms", names)):
         if len(set(map(slug, taken))) < len(taken):
             faults.append(f"{key}: two names differ by special characters only")
@@ -391,6 +395,8 @@ def _grid_faults(place: str, node: dict[str, Any]) -> list[str]:
             faults.append(_wrong(f"{place}: {key}", values, "a list of different values"))
         elif key in options:
             faults.append(f"{place}: {key}: is in `options` too")
+    if not faults and prod(len(values) for _, values in leaves(node["grid"])) > MOST_CELLS:
+        faults.append(f"{place}: has more than {MOST_CELLS} cells, expected fewer values")
     return faults
 
 

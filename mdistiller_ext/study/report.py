@@ -153,12 +153,11 @@ def _verdicts(study: Study, records: Records, findings: Findings) -> list[str]:
         for job in study.jobs
         if job.student in study.claims and job.name in records and records[job.name]["teacher"]
     }
-    return [
-        *lines,
-        *(f"{c.student}, {c.arm}: {c.verdict}. {c.beside}" for c in findings.claims),
-        *([f"All of it is of {' and of '.join(pairs)}; no other pair was run."] if pairs else []),
-        *_beforehand(study, records),
-    ]
+    lines += [f"{c.student}, {c.arm}: {c.verdict}. {c.beside}" for c in findings.claims]
+    if pairs:
+        which = " and of ".join(pairs)
+        lines.append(f"All of it is of {which}, and says nothing of other pairs.")
+    return lines + _beforehand(study, records)
 
 
 def _beforehand(study: Study, records: Records) -> list[str]:
@@ -171,12 +170,13 @@ def _beforehand(study: Study, records: Records) -> list[str]:
     commit = str(first.get("git_commit"))
     if not re.fullmatch(r"[0-9a-f]{40,64}", commit):
         return []
-    words = ["git", "-C", str(study.file.parent), "show", f"{commit}:./{study.file.name}"]
+    words = ["-C", str(study.file.parent), "cat-file", "blob", f"{commit}:./{study.file.name}"]
     try:
-        shown = subprocess.run(words, capture_output=True, check=True).stdout
+        shown = subprocess.run(["git", *words], capture_output=True, check=True).stdout
         before, now = parse_yaml(shown, str(study.file)), read_yaml(study.file, str(study.file))
     except (OSError, subprocess.CalledProcessError, ConfigError):
         return []
+    before = before if isinstance(before, dict) else {}
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if changed := [key for key in changed if key != "note"]:
         return [
