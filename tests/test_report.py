@@ -533,7 +533,7 @@ def test_each_table_is_a_file_for_latex(stubs, write):
     rows = [line for line in tables["table_methods.tex"].splitlines() if line.endswith(r"\\")]
     cells = [[cell.strip() for cell in line[:-2].split("&")] for line in rows[1:]]
     assert [row[0] for row in cells] == list(TREE["arms"])
-    top1 = re.compile(r"\d\d\.\d\d \$\\pm\$ \d\.\d\d")
+    top1 = re.compile(r"\d\d\.\d\d\$\\pm\$\d\.\d\d")
     assert all(len(row) == 3 and top1.fullmatch(row[1]) for row in cells)
     marked = {row[0]: row[2].endswith("*") for row in cells}  # not the student alone: no claim
     assert marked == {"student alone": False, "DKD": False, "EAT": False, "LP": True}

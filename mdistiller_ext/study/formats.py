@@ -26,7 +26,6 @@ PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent)
 WIDE = 48  # characters, of a cell that is prose
 UNKNOWN: set[str] = set()  # characters that no font has, and that have been said
 NEEDED = "% needs \\usepackage{booktabs}\n"
-SMALL = "\\centering\\footnotesize\\setlength{\\tabcolsep}{2pt}\n"
 TEX = {c: f"\\{c}" for c in "&%$#_{}"}
 TEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$"}
@@ -86,11 +85,14 @@ def latex(section: Section, title: str) -> str:
             index=False,
             caption=_tex(f"{heading}. {note}"),
             label="tab:" + re.sub(r"[^a-z0-9]+", "-", f"{title} {heading}".lower()).strip("-"),
-            column_format="".join(columns),
+            column_format=f"@{{}}{''.join(columns)}@{{}}",
             position="htbp",
         )
     )
-    return NEEDED + table.replace(r"\begin{tabular}", rf"{SMALL}\begin{{tabular}}")
+    # As wide as a page of 345 pt allows.
+    size, gap = ("scriptsize", 1.5) if len(columns) > 8 else ("footnotesize", 2)
+    small = rf"\centering\{size}\setlength{{\tabcolsep}}{{{gap}pt}}"
+    return NEEDED + table.replace(r"\begin{tabular}", f"{small}\n\\begin{{tabular}}")
 
 
 def html(report: Report, above: list[tuple[str, bytes]], pictures: list[tuple[str, bytes]]) -> str:

@@ -217,7 +217,7 @@ def methods(study: Study, findings: Findings) -> Section:
     }
     rows: dict[str, dict[str, str]] = defaultdict(dict)
     for arm in findings.arms:
-        spread = "" if arm.top1.sd is None else f" ± {_number(arm.top1.sd, 2)}"
+        spread = "" if arm.top1.sd is None else f"±{_number(arm.top1.sd, 2)}"
         mark = "*" if (arm.student, arm.arm) in shown else ""
         difference = f"{signed(arm.to_baseline.mean)}{mark}" if arm.to_baseline else ""
         rows[arm.arm] |= {
