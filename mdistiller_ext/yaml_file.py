@@ -23,6 +23,11 @@ def read_yaml(file: Path, name: str) -> Any:
             content = source.read(LARGEST + 1)
     except OSError as error:
         raise ConfigError(f"{name}: {error.strerror}") from error
+    return parse_yaml(content, name)
+
+
+def parse_yaml(content: bytes, name: str) -> Any:
+    """As `read_yaml`, of a file's bytes."""
     if len(content) > LARGEST:
         raise ConfigError(f"{name}: more than {LARGEST} bytes, expected a YAML file of settings")
     try:

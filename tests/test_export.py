@@ -8,6 +8,7 @@ from mdistiller_ext import distiller_dict, get_cfg
 from mdistiller_ext.toolkit.export import CONFIG, CONTROLS, METHODS, REGISTRY, SOURCES, plan
 
 OURS = ROOT / "configs" / "cifar100"
+EVERY = ["--methods", *METHODS]
 STUB = {
     "mdistiller/__init__.py": "",
     "mdistiller/distillers/_base.py": "import torch\n\n\nclass Distiller(torch.nn.Module):\n"
@@ -49,16 +50,28 @@ def contents(folder):
     }
 
 
+def test_by_default_it_is_one_method_and_others_can_follow(checkout, export):
+    export()
+    files = [name for name in contents(checkout) if "eat" in name.lower()]
+    new = {"mdistiller/distillers/dkd_loss.py", *files}
+    assert set(contents(checkout)) == {*STUB, *new} and len(files) == 3
+    assert "DAT" not in (checkout / REGISTRY).read_text() + (checkout / CONFIG).read_text()
+    export(*EVERY)
+    assert export(*EVERY) == export() == "nothing to change\n"
+    other = "--methods: 'DKD' is none of DKD_EAT, DKD_DAT, DKD_LP"
+    assert other in export("--methods", "DKD_LP", "DKD", status=2)
+
+
 def test_check_writes_nothing_export_writes_once(checkout, export):
     before = contents(checkout)
-    text = export("--check", status=1)
+    text = export(*EVERY, "--check", status=1)
     assert "would write mdistiller/distillers/DKD_LP.py" in text
     assert '+    "DKD_LP": DKD_LP,' in text and "+CFG.DKD_LP.STEP_EPOCHS = 20" in text
     assert contents(checkout) == before
-    export()
+    export(*EVERY)
     after = contents(checkout)
     assert set(after) - set(before) == {
-        *(f"mdistiller/distillers/{name}.py" for name in METHODS),
+        *(f"mdistiller/distillers/{name}.py" for name in ("dkd_loss", *METHODS)),
         *(
             f"configs/cifar100/{name.lower()}/{pair}.yaml"
             for name in METHODS
@@ -66,16 +79,16 @@ def test_check_writes_nothing_export_writes_once(checkout, export):
         ),
     }
     assert {name for name in before if before[name] != after[name]} == {REGISTRY, CONFIG}
-    assert export() == export("--check") == "nothing to change\n"
+    assert export(*EVERY) == export(*EVERY, "--check") == "nothing to change\n"
     assert contents(checkout) == after
 
 
 def test_an_export_that_broke_off_is_completed(checkout, export):
-    export()
+    export(*EVERY)
     whole = contents(checkout)
     (checkout / REGISTRY).write_text(STUB[REGISTRY])
     (checkout / "mdistiller/distillers/DKD_DAT.py").unlink()
-    export()
+    export(*EVERY)
     assert contents(checkout) == whole
 
 
@@ -97,14 +110,14 @@ def test_what_does_not_look_as_expected_is_refused_untouched(checkout, export, f
     else:
         (checkout / file).write_bytes(text.encode())
     before = contents(checkout)
-    assert message in export(status=2)
+    assert message in export(*EVERY, status=2)
     assert contents(checkout) == before
 
 
 def test_the_files_are_complete_and_of_the_toolkits_style(checkout):
     """They import nothing of this project, run on old Pythons, and `black` would keep them."""
-    changes = plan(checkout, OURS)
-    for name in METHODS:
+    changes = plan(checkout, OURS, METHODS)
+    for name in ("dkd_loss", *METHODS):
         text = changes[checkout / f"mdistiller/distillers/{name}.py"]
         imports = [line for line in text.splitlines() if "import" in line.split()]
         assert set(imports) <= {
@@ -112,8 +125,9 @@ def test_the_files_are_complete_and_of_the_toolkits_style(checkout):
             "import torch",
             "import torch.nn.functional as F",
             "from ._base import Distiller",
+            "from .dkd_loss import dkd_loss",
         }
-        assert text.count("def dkd_loss(") == 1
+        assert text.count("def dkd_loss(") == (name == "dkd_loss")
         assert max(map(len, text.splitlines())) <= 88
         assert "->" not in text and ":=" not in text and ' f"' not in text
     assert {file.stem for file in SOURCES.glob("*.py")} == {*METHODS, "dkd_loss"}
@@ -134,7 +148,7 @@ class Logits(torch.nn.Module):
 @pytest.mark.parametrize("name", METHODS)
 def test_losses_and_gradients_equal_ours(checkout, monkeypatch, no_toolkit_imported, name, scale):
     """In every stage of the schedules, in float64, with equal teacher logits among others."""
-    for file, text in plan(checkout, OURS).items():
+    for file, text in plan(checkout, OURS, METHODS).items():
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
     monkeypatch.syspath_prepend(str(checkout))

@@ -13,12 +13,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from test_study import EFFECTS, SESSION, TEACHER, TREE, edit, stub_runs, study  # noqa: F401
+from test_study import (  # noqa: F401
+    EFFECTS,
+    SESSION,
+    TEACHER,
+    TREE,
+    edit,
+    stub_runs,
+    study,
+    swept,
+)
 
 from mdistiller_ext.engine.record import read_record, summary
 from mdistiller_ext.errors import RunError
 from mdistiller_ext.study import plots, report
-from mdistiller_ext.study.analysis import analyse
+from mdistiller_ext.study.analysis import analyse, interval
 from mdistiller_ext.study.pictures import pictures
 from mdistiller_ext.study.plan import read_study
 from mdistiller_ext.study.records import collect, table
@@ -26,7 +35,7 @@ from mdistiller_ext.study.report import write_report
 from mdistiller_ext.study.statistics import power
 from mdistiller_ext.study.tables import condensed, of_test, spans
 
-FORMATS = ("report.md", "report.html", "report.tex", "report.json", "conditions.csv")
+FORMATS = ("report.md", "report.html", "report.json", "conditions.csv")
 MADE = {
     **SESSION,
     "started": "2026-03-01T10:00:00+00:00",
@@ -207,10 +216,13 @@ def test_the_intervals_of_the_claims_hold_together(stubs, write):
         analyse(replace(built, claims=claims), runs).claims[0].verdict
         for claims in (family, {"resnet8": {"EAT": between}})
     ]
-    assert "contains the claimed" in verdicts[0] and "excludes the claimed" in verdicts[1]
+    assert "contains 0 and the claimed" in verdicts[0]
+    assert "contains 0 and excludes the claimed" in verdicts[1]
     text, _ = write(built)
     assert "simultaneous 95 % interval" in section(text, "Claims")
-    assert "all 2 hold together with 95 %" in section(text, "Claims")
+    assert "for the 2 claims of the study file" in section(text, "Claims")
+    alone, _ = write(replace(built, claims={"resnet8": {"EAT": 0.5}}))
+    assert "simultaneous" not in alone and "together" not in section(alone, "Claims")
     assert "not corrected for their number" in section(text, "Accuracy")
     assert "not corrected for their number" in section(text, "Differences to DKD")
 
@@ -250,6 +262,101 @@ def test_the_test_says_where_its_patterns_are_drawn(stubs):
     )
 
 
+# Verdicts
+
+
+def test_a_verdict_has_beside_it_what_a_reader_must_know_of_the_seeds(stubs, write):
+    """Two seeds carry the mean of LP; of EAT, of which nothing is shown, none is named."""
+    built = stubs()
+    effects = {"LP": [0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 1.5, 2.0], "EAT": [0.2, -0.2] * 4}
+    for job in built.jobs:
+        if job.arm != "student alone":
+            top1 = 70.0 + job.seed % 2 + effects.get(job.arm, [0.0] * 8)[job.seed]
+            set_top1(job, [60.0, 60.0, top1])
+    text, folder = write(built)
+    eat, lp, pair = json.loads((folder / "report.json").read_text())["verdicts"]
+    assert lp == (
+        "resnet8, LP: better than DKD (corrected p = 0.0156): the interval [0.10, 1.50] excludes 0 "
+        "and contains the claimed +0.64. Higher in 8 of 8 seeds, median +0.25; 2 seeds (+2.00, "
+        "+1.50) carry more than half of the mean; sd over seeds 0.95, of DKD 0.53."
+    )
+    assert eat.endswith("Higher in 4 of 8 seeds, median +0.00; sd over seeds 0.32, of DKD 0.53.")
+    assert pair == "All of it is of resnet8 taught by resnet20, and says nothing of other pairs."
+    for content in [text, *list(texts(folder).values())[:2]]:
+        assert content.index("better than DKD") < content.index("Accuracy")
+
+
+def test_an_interval_is_never_shown_with_the_0_that_it_excludes():
+    assert (
+        interval(0.004, 0.0251) == "[0.004, 0.03]" and interval(-1.0, -2e-5) == "[-1.00, -0.00002]"
+    )
+    assert interval(-0.0, 1.015) == "[0.00, 1.02]" and interval(None, None) == "unbounded"
+
+
+def test_whether_the_claims_were_fixed_before_the_first_run_is_said(stubs, write):
+    """Where the commit that the first run names has the study file; a note may change."""
+    built = stubs()
+
+    def git(*words):
+        who = ["-c", "user.name=n", "-c", "user.email=e"]
+        return subprocess.run(["git", *who, *words], check=True, capture_output=True, text=True)
+
+    git("init")
+    git("add", "stub.yaml")
+    git("commit", "-m", "m")
+    commit = git("rev-parse", "HEAD").stdout.strip()
+
+    def said(**changes):
+        Path("stub.yaml").write_text(yaml.safe_dump({**TREE, **changes}))
+        return [line for line in write(built)[0].splitlines() if "efore the first run" in line]
+
+    assert said() == []
+    edit(built.jobs[3], environments=[{**MADE, "git_commit": commit}])
+    assert said(note="new") == [
+        f"- Fixed before the first run: commit {commit[:12]}, which that run names, has the study "
+        f"file with the same arms, seeds and claims."
+    ]
+    (line,) = said(seeds=[0, 1], claims={"resnet8": {"LP": 0.5}})
+    assert line.startswith("- Not as it was before the first run: since commit ")
+    assert line.endswith("the study file's seeds and claims changed.")
+    edit(built.jobs[3], environments=[{**MADE, "git_commit": "--output=x"}])
+    assert said() == []
+
+
+def test_a_grid_is_a_table_by_held_out_accuracy_and_a_choice(study, write, workdir):  # noqa: F811
+    """Over the seeds that all cells with runs have; one of them has not run."""
+    built = swept(study)
+    effects = dict(zip(built.arms, (0.0, 1.0, -1.0, 5.0), strict=True))
+    stub_runs(built, effects)
+    first, second, _, last = built.arms
+    for job in built.jobs:
+        set_top1(job, [50.0, 50.0, 70.0 + job.seed + effects[job.arm]])
+        if job.arm == last or (job.arm, job.seed) == (first, 7):
+            shutil.rmtree(job.folder)
+    text, folder = write(built)
+    (verdict,) = json.loads((folder / "report.json").read_text())["verdicts"]
+    assert verdict == (
+        f"resnet8: of the grid of EAT, {second} has the highest top-1 on the held-out images: "
+        f"74.00 % over 7 seeds, 1.00 above {first}. That is the cell to choose; what it gains is "
+        f"for runs with DATASET.HOLDOUT 0 and other seeds."
+    )
+    assert f"resnet8: the grid of EAT lacks {last}: no finished run" in text
+    rows = [line.split() for line in section(text, "Grid of EAT").splitlines() if "resnet8" in line]
+    assert [row[1:6] for row in rows] == [
+        ["0.2", "2", "0.02", "7", "74.00"],
+        ["0.2", "1", "0.02", "7", "73.00"],
+        ["0.4", "1", "0.02", "7", "72.00"],
+    ]
+    assert "Differences" not in text and "Claims" not in text and "forest" not in text
+    assert (folder / "table_grid_of_eat.tex").exists()
+    for job in built.jobs:
+        if job.arm == second:
+            set_top1(job, [50.0, 50.0, 60.0]) if job.seed == 7 else shutil.rmtree(job.folder)
+    text, _ = write(built)
+    assert "resnet8: no seed has all other cells of the grid of EAT" in text
+    assert "the cell to choose" not in text
+
+
 # Figures and what they are of
 
 
@@ -276,7 +383,7 @@ def test_seconds_of_runs_trained_together_are_a_groups(stubs, write):
 
 def test_csv_holds_numbers(stubs, write):
     _, folder = write(stubs())
-    names = {"student", "arm", "verdict"}
+    names = {"student", "arm", "verdict", "beside"}
     for file in ("report.csv", "claims.csv"):
         frame = pd.read_csv(folder / file)
         assert {name for name in frame if frame[name].dtype.kind not in "if"} <= names
@@ -294,7 +401,7 @@ def test_where_it_comes_from_is_in_every_format(stubs, write):
     facts = [built.note, built.file_sha256[:12], "f00d" * 3, "c0de" * 3, "2026-03-01", "2026-03-08"]
     for content in [text, *texts(folder).values()]:
         assert all(fact in content.replace("&#39;", "'") for fact in facts)
-    for content in (text, *list(texts(folder).values())[:3]):
+    for content in (text, *list(texts(folder).values())[:2]):
         assert content.replace("&#39;", "'").index(built.note) < content.index("Accuracy")
     conditions = pd.read_csv(folder / "conditions.csv")
     assert len(conditions) == 32 and set(conditions["command"]) == {MADE["command"]}
@@ -306,11 +413,28 @@ def test_what_each_arm_set(stubs, write):
     by_arm = {row["arm"]: row["settings"] for row in settings}
     assert by_arm["EAT"] == "DISTILLER.TYPE DKD_EAT, RANGE 0.2, STEP_EPOCHS 8, MODE temperature"
     assert by_arm["student alone"] == "DISTILLER.TYPE NONE"
-    assert "SOLVER.EPOCHS 3" in by_arm["DKD"] and "BETA 2.0" in by_arm["DKD"]
-    assert "SOLVER.SEED" not in by_arm["DKD"] and "LOG." not in by_arm["DKD"]
+    assert "SOLVER.EPOCHS 3" in by_arm["all arms"] and "SOLVER.LR 0.02" in by_arm["all arms"]
+    assert not re.search("SOLVER.SEED|LOG|MOMENTUM|TEACHER_TABLE", by_arm["all arms"])
+    assert by_arm["DKD"].startswith("DISTILLER.TYPE DKD, T 4.0, ") and "BETA 2.0" in by_arm["DKD"]
     assert all(
         by_arm["EAT"] in (folder / name).read_text() for name in ("report.md", "report.html")
     )
+
+
+def test_of_what_an_arm_could_be_made_of_only_its_parts_are_shown(stubs, write):
+    parts = {"DISTILLER.TYPE": "LOGIT", "LOGIT": {"LOSS": "KD", "POLICIES": ["EAT"]}}
+    arms = {arm: TREE["arms"][arm] for arm in ("student alone", "DKD")}
+    arms["composed"] = {"cfg": "vanilla.yaml", "options": parts}
+    _, folder = write(stubs(arms=arms, claims={}, effects=dict.fromkeys(arms, 0.0)))
+    rows = json.loads((folder / "report.json").read_text())["settings"]
+    (composed,) = [row["settings"] for row in rows if row["arm"] == "composed"]
+    keys = [part.split()[0] for part in composed.split(", ")]
+    assert keys[:3] == ["DISTILLER.TYPE", "LOSS", "POLICIES"] and "EAT.RANGE" in keys
+    assert len(keys) < 12 and {key.split(".")[0] for key in keys if "." in key} < {
+        "DISTILLER",
+        "KD",
+        "EAT",
+    }
 
 
 def test_each_run_has_a_link_to_its_folder(stubs, write):
@@ -394,17 +518,25 @@ def test_what_is_false_stays_false(stubs, write):
     assert row.split() == ["git_dirty", "False", "1", "0"]
 
 
-def test_latex_has_captions_labels_and_minus_signs(stubs, write):
+def test_each_table_is_a_file_for_latex(stubs, write):
     _, folder = write(stubs())
-    text = (folder / "report.tex").read_text()
-    tables = text.count(r"\begin{tabular}")
-    assert (
-        tables >= 7 and text.count(r"\caption{") == text.count(r"\label{tab:study_stub-") == tables
-    )
-    assert len(set(re.findall(r"\\label{(.*?)}", text))) == tables
-    assert re.search(r"& \$-\$\d\.\d\d & \[\$-\$\d", text)
-    assert not re.search(r"(?<![$\w-])-\d", text)
-    assert r"top-1 (\%)" in text and "better than DKD" in text
+    tables = {file.name: file.read_text() for file in folder.glob("table_*.tex")}
+    assert len(tables) >= 8 and {"table_claims.tex", "table_differences_to_dkd.tex"} <= set(tables)
+    labels = [re.findall(r"\\label\{tab:study-stub-([a-z0-9-]+)\}", t) for t in tables.values()]
+    assert all(len(found) == 1 for found in labels) and len(set(map(tuple, labels))) == len(tables)
+    for text in tables.values():
+        assert text.startswith("% needs \\usepackage{booktabs}\n\\begin{table}")
+        assert text.endswith("\\end{table}\n") and text.count(r"\begin{tabular}") == 1
+        assert not re.search(r"(?<![$\w-])-\d", text)
+    assert re.search(r"& \$-\$\d\.\d\d & \[\$-\$\d", tables["table_differences_to_dkd.tex"])
+    assert r"\shortstack{top-1 (\%)}" in tables["table_accuracy.tex"]
+    rows = [line for line in tables["table_methods.tex"].splitlines() if line.endswith(r"\\")]
+    cells = [[cell.strip() for cell in line[:-2].split("&")] for line in rows[1:]]
+    assert [row[0] for row in cells] == list(TREE["arms"])
+    top1 = re.compile(r"\d\d\.\d\d\$\\pm\$\d\.\d\d")
+    assert all(len(row) == 3 and top1.fullmatch(row[1]) for row in cells)
+    marked = {row[0]: row[2].endswith("*") for row in cells}  # not the student alone: no claim
+    assert marked == {"student alone": False, "DKD": False, "EAT": False, "LP": True}
 
 
 # Pictures

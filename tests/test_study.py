@@ -39,6 +39,7 @@ TREE = {
 }
 TEACHER = {"name": "resnet20", "file": "no.pth", "sha256": "t", "test_top1": 98.0}
 SESSION = {"first_epoch": 1, "torch": "2", "device_name": "stub", "mdistiller_ext": "0"}
+SWEPT = {"cfg": "dkd_lp.yaml", "grid": {"DKD_LP.T": [2.0, 4.0]}}
 EFFECTS = {"student alone": -3.0, "DKD": 0.0, "EAT": 0.0, "LP": 1.0}
 
 
@@ -171,6 +172,32 @@ def test_runs_go_seed_by_seed_and_arms_with_seeds_of_their_own_after_those_befor
         ({"name": ".."}, "name: '..' is not allowed, expected 1 to 200 letters and digits"),
         ({"students": {"resnet8": 3}}, "students: resnet8: 3 is not allowed, expected a path"),
         ({"arms": {1: {"cfg": "dkd.yaml"}}}, "arms: 1 is not allowed, expected a name"),
+        (
+            {"arms": TREE["arms"] | {"LP": SWEPT | {"grid": {"DKD_LP.T": [4, 4]}}}},
+            r"arms: LP: grid: DKD_LP.T: \[4, 4\] is not allowed, expected a list of different v",
+        ),
+        (
+            {"arms": TREE["arms"] | {"LP": SWEPT | {"options": {"DKD_LP": {"T": 1.0}}}}},
+            "arms: LP: grid: DKD_LP.T: is in `options` too",
+        ),
+        (
+            {"arms": TREE["arms"] | {"LP": SWEPT | {"grid": {}}}},
+            "arms: LP: grid: {} is not allowed, expected entries KEY: ",
+        ),
+        (
+            {"arms": {"LP": SWEPT | {"grid": {f"A.B{n}": [0, 1] for n in range(2000)}}}},
+            "arms: LP: grid: has more than 1000 cells, expected fewer values",
+        ),
+        ({"arms": {"LP": SWEPT | {"grid": {"A.B": ["\n"]}}}}, r"arms: 'LP B \\n' is not allowed"),
+        (
+            {"arms": TREE["arms"] | {"LP": SWEPT}},
+            "claims: 'LP' is a grid, expected a single arm",
+        ),
+        ({"arms": {"DKD": SWEPT}, "claims": {}}, "baseline: 'DKD' is a grid, expected a single"),
+        (
+            {"arms": TREE["arms"] | {"S": SWEPT, "S T 2.0": {"cfg": "dkd_lp.yaml"}}},
+            "arms: two names differ by special characters only",
+        ),
         ({"arms": {"DKD": {"cfg": "a\0b"}}}, r"arms: DKD: cfg: 'a\\x00b' is not allowed"),
         (
             {"arms": {"DKD": {"cfg": "dkd.yaml", "options": [1]}}},
@@ -230,6 +257,54 @@ def test_an_option_without_a_value_is_said_once(study):
 def test_what_the_study_sets_is_refused_on_the_command_line_too(study, key):
     with pytest.raises(ConfigError, match=f"options: {key}: is the study's own: "):
         study(key, "1")
+
+
+HELD = {"SOLVER.EPOCHS": 3, "DATASET.HOLDOUT": 0.333}
+
+
+def swept(study, *options, **changes):
+    """A study of one grid, and no arm beside it."""
+    grid = {"DKD_EAT": {"RANGE": [0.2, 0.4], "STEP_EPOCHS": [1, 2]}, "SOLVER.LR": [0.02]}
+    arms = {"EAT": {"cfg": "dkd_eat.yaml", "options": {"DKD_EAT.T": 3.0}, "grid": grid}}
+    changes = {"baseline": None, "alone": None, "claims": None, "options": HELD, **changes}
+    tree = {key: value for key, value in {**TREE, "arms": arms, **changes}.items() if value}
+    Path("swept.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    return read_study(Path("swept.yaml"), Path("out"), options)
+
+
+def test_a_grid_is_an_arm_for_each_of_its_cells(study, workdir):
+    built = swept(study)
+    assert built.arms == [
+        f"EAT RANGE {spread} STEP_EPOCHS {step} LR 0.02" for spread in (0.2, 0.4) for step in (1, 2)
+    ]
+    cfgs = {job.arm: job.cfg for job in built.jobs}
+    assert len(built.jobs) == 4 * 8 and (built.baseline, built.alone) == ("", "")
+    node = cfgs["EAT RANGE 0.4 STEP_EPOCHS 1 LR 0.02"].DKD_EAT
+    assert (node.RANGE, node.STEP_EPOCHS, node.T) == (0.4, 1, 3.0)
+    assert built.jobs[2].name == "resnet8,EAT_RANGE_0.4_STEP_EPOCHS_1_LR_0.02,seed0"
+
+
+def test_a_grid_is_not_chosen_on_the_test_set(study, workdir):
+    message = (
+        "swept.yaml: arms: EAT: grid: is chosen on held-out images, never on the test set: "
+        "DATASET.HOLDOUT is 0, expected a share of the training images, as 0.1"
+    )
+    with pytest.raises(ConfigError) as error:
+        swept(study, options={"SOLVER.EPOCHS": 3})
+    assert str(error.value) == message
+    assert swept(study, "DATASET.HOLDOUT", "0.2", options={"SOLVER.EPOCHS": 3}).grids
+
+
+def test_claims_need_a_baseline(study):
+    with pytest.raises(ConfigError, match="claims: are over a baseline, and `baseline` is missing"):
+        swept(study, claims=TREE["claims"], arms=TREE["arms"])
+
+
+def test_a_grid_may_sweep_what_runs_must_else_have_in_common(study, workdir):
+    grid = {"SOLVER.LR": [0.02, 0.05]}
+    built = swept(study, arms={"EAT": {"cfg": "dkd_eat.yaml", "grid": grid}})
+    stub_runs(built, dict.fromkeys(built.arms, 0.0))
+    check_conditions(built, collect(built)[0], [])
 
 
 def test_options_of_a_study_hold_for_the_arms_whose_method_has_them(study):
@@ -319,8 +394,9 @@ def test_planted_effects_come_out(study):
     assert arms["LP"].best - arms["LP"].top1.mean == pytest.approx(0.3)
     eat, lp = findings.claims
     assert eat.verdict.startswith("no difference to DKD shown")
-    assert eat.verdict.endswith("the interval excludes the claimed +0.55")
+    assert eat.verdict.endswith("contains 0 and excludes the claimed +0.55")
     assert lp.verdict.startswith("better than DKD") and lp.corrected_p == 2 * 2 / 2**8
+    assert "excludes 0" in lp.verdict and "carry" not in lp.beside  # all seeds do
 
 
 def test_too_few_pairs_are_said_to_be_too_few(study):
@@ -332,7 +408,8 @@ def test_too_few_pairs_are_said_to_be_too_few(study):
         "resnet8, EAT; resnet8, LP: 5 pairs cannot reach significance whatever happens: p is at "
         "least 0.0625"
     )
-    assert all(claim.verdict.startswith("no difference") for claim in findings.claims)
+    few = "5 pairs can show no difference to DKD: the interval is unbounded"
+    assert all(claim.verdict == few and claim.low is None for claim in findings.claims)
 
 
 def test_pairs_are_the_seeds_that_both_have(study):

@@ -198,7 +198,7 @@ def test_train_there_resume_there_and_checkpoints_cross_both_ways(
 
 def test_the_exported_methods_train_by_the_checkouts_own_train_py(checkout, workdir, tool):
     copy, environment = checkout
-    assert tool("export_upstream", str(copy))[0] == 0
+    assert tool("export_upstream", str(copy), "--methods", *METHODS)[0] == 0
     for name in METHODS:
         exported = copy / "configs" / "cifar100" / name.lower() / "res110_res8.yaml"
         text = exported.read_text().replace("resnet110", "resnet56")

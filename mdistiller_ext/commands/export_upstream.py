@@ -1,6 +1,6 @@
-"""Write DKD_EAT, DKD_DAT and DKD_LP into a checkout of mdistiller, as its own methods.
+"""Write DKD_EAT, or others of ours, into a checkout of mdistiller, as its own methods.
 
-    %(prog)s CHECKOUT [--check]
+    %(prog)s CHECKOUT [--methods DKD_EAT DKD_DAT DKD_LP] [--check]
 
 A checkout that does not look as expected is refused before anything is written.
 """
@@ -16,6 +16,7 @@ from ..command import path
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkout", type=path, help="the folder with mdistiller/ and configs/")
+    parser.add_argument("--methods", nargs="+", default=["DKD_EAT"], help="default: DKD_EAT alone")
     parser.add_argument(
         "--check", action="store_true", help="only say what would change; exit 1 if anything would"
     )
@@ -25,7 +26,7 @@ def main(args: argparse.Namespace) -> None:
     from ..files import write_atomically
     from ..toolkit.export import plan
 
-    changes = plan(args.checkout, packaged.folder("configs") / "cifar100")
+    changes = plan(args.checkout, packaged.folder("configs") / "cifar100", args.methods)
     for file, text in changes.items():
         name = file.relative_to(args.checkout).as_posix()
         if not args.check:

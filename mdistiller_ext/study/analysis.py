@@ -4,20 +4,20 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from ..errors import counted
 from .plan import Study
 from .records import FIGURES
 from .statistics import (
     ALPHA,
     Difference,
     Summary,
-    holm,
     paired_difference,
     pairs_to_see,
     power,
     summarise,
-    t_interval,
     too_few,
 )
 
@@ -54,7 +54,11 @@ class Claim:
     """A claimed difference to the baseline, in points, and what the runs say of it.
 
     Attributes:
-        low, high: the interval that, with those of the other claims, covers with 95 %.
+        low, high: the simultaneous interval: all shifts that the sign-flip test does not reject at
+            the level of each claim, ALPHA / family; None where it is unbounded. The verdict is
+            better or worse where it excludes 0, and only there.
+        corrected_p: by Bonferroni.
+        beside: what a reader of the verdict must know of the seeds.
     """
 
     student: str
@@ -63,8 +67,9 @@ class Claim:
     found: Difference
     low: float | None
     high: float | None
-    corrected_p: float | None
+    corrected_p: float
     verdict: str
+    beside: str
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Power:
     Attributes:
         sd: of a paired difference, pooled over the claimed arms that vary; 0 where none does.
         pairs: the fewest that a claimed arm has.
-        power: with these, at the hardest of Holm's steps; None where sd is 0.
+        power: with these; None where sd is 0.
         seeds: that give a power of 80 %; None where sd is 0, or no MOST_PAIRS do.
     """
 
@@ -87,10 +92,33 @@ class Power:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """One cell of a grid.
+
+    Attributes:
+        grid, arm: the arm that has the grid, and the cell's own name.
+        settings: what the cell has of the grid.
+        top1: of the held-out images, in percent, over the seeds that all its cells with runs have.
+    """
+
+    student: str
+    grid: str
+    arm: str
+    settings: dict[str, Any]
+    top1: Summary
+
+
+@dataclass(frozen=True)
 class Findings:
-    """Everything that a report says; `family` is the number of claims in the study file."""
+    """Everything that a report says.
+
+    Attributes:
+        cells: of each student and grid, the best one first.
+        family: the number of claims in the study file.
+    """
 
     arms: list[Arm]
+    cells: list[Cell]
     family: int
     claims: list[Claim]
     power: list[Power]
@@ -102,7 +130,7 @@ class Findings:
 
 
 def analyse(study: Study, runs: pd.DataFrame) -> Findings:
-    """Summaries of all arms, paired differences, and the family of claims, corrected by Holm."""
+    """Summaries of all arms, paired differences, and the family of claims, tested together."""
     # Of a run that was continued on another kind it is None.
     of_one_kind = runs.dropna(subset="device_name")
     several = len(of_one_kind) < len(runs) or runs["device_name"].nunique() > 1
@@ -129,7 +157,9 @@ def analyse(study: Study, runs: pd.DataFrame) -> Findings:
             )
     family = sum(len(claims) for claims in study.claims.values())
     claims, warnings = _claims(study, runs, family)
-    return Findings(arms, family, claims, _power(study, claims, family), warnings)
+    cells, without = _cells(study, runs)
+    seen = _power(study, claims, family)
+    return Findings(arms, cells, family, claims, seen, warnings + without)
 
 
 def pairs(
@@ -147,45 +177,107 @@ def beyond(arms: list[Arm]) -> bool:
     return bool(ends) and not 0 <= min(ends) <= max(ends) <= 100
 
 
+def signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # no -0.00
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """As text, to two digits; to more where an end would be shown as the 0 that it is not."""
+    if low is None or high is None:
+        return "unbounded"
+    return f"[{_end(low)}, {_end(high)}]"
+
+
+def _end(value: float) -> str:
+    value += math.copysign(1e-9, value)  # the mean of a few is often half of a last digit
+    texts = (f"{round(value, digits) + 0.0:.{digits}f}" for digits in range(2, 9))
+    return next((text for text in texts if float(text)), "0.00")
+
+
+def _cells(study: Study, runs: pd.DataFrame) -> tuple[list[Cell], list[str]]:
+    found, warnings = [], []
+    for student in study.students:
+        for grid, cells in study.grids.items():
+            top1 = {arm: _rows(runs, student, arm).set_index("seed")["top1"] for arm in cells}
+            if without := [arm for arm in cells if top1[arm].empty]:
+                names = ", ".join(without)
+                warnings.append(f"{student}: the grid of {grid} lacks {names}: no finished run")
+            there = [arm for arm in cells if arm not in without]
+            seeds = sorted(set.intersection(*(set(top1[arm].index) for arm in there or cells)))
+            ranked = [
+                Cell(student, grid, arm, cells[arm], summarise(top1[arm][seeds].to_numpy()))
+                for arm in (there if seeds else ())
+            ]
+            if there and not seeds:
+                warnings.append(f"{student}: no seed has all other cells of the grid of {grid}")
+            found += sorted(ranked, key=lambda cell: -cell.top1.mean)
+    return found, warnings
+
+
 def _claims(study: Study, runs: pd.DataFrame, family: int) -> tuple[list[Claim], list[str]]:
-    found, warnings = {}, []
+    found, warnings = [], []
     few: dict[int, list[str]] = {}
     for student, claims in study.claims.items():
-        for arm in claims:
-            difference = _paired(runs, student, arm, study.baseline)
-            if difference is None:
+        for arm, claimed in claims.items():
+            both = pairs(runs, student, arm, study.baseline)
+            if arm == study.baseline or not both[0]:
                 warnings.append(f"{student}, {arm}: no seed has both it and {study.baseline}")
                 continue
-            found[student, arm] = difference
-            if too_few(difference.n, family):
-                few.setdefault(difference.n, []).append(f"{student}, {arm}")
+            claim = _claim(student, arm, claimed, study.baseline, both, family)
+            found.append(claim)
+            if too_few(claim.found.n, family):
+                few.setdefault(claim.found.n, []).append(f"{student}, {arm}")
     warnings += [f"{'; '.join(names)}: {too_few(n, family)}" for n, names in few.items()]
-    # A claim without runs yet counts as one that failed: the family does not shrink.
-    p_values = {name: d.p for name, d in found.items() if d.p is not None}
-    corrected = holm([*p_values.values(), *[1.0] * (family - len(p_values))])
-    by_name = dict(zip(p_values, corrected, strict=False))
-    return [
-        _claim(study, *name, difference, by_name.get(name), family)
-        for name, difference in found.items()
-    ], warnings
+    return found, warnings
 
 
 def _claim(
-    study: Study, student: str, arm: str, found: Difference, p: float | None, family: int
+    student: str,
+    arm: str,
+    claimed: float,
+    baseline: str,
+    both: tuple[list[float], list[float]],
+    family: int,
 ) -> Claim:
-    claimed = study.claims[student][arm]
+    found = paired_difference(*both)
+    widened = paired_difference(*both, ALPHA / family)
+    low, high, p = widened.low, widened.high, min(1.0, family * found.p)
+    shown = 0
     if not found.sd:
-        pairs = "one pair" if found.n == 1 else f"every pair gives {found.mean + 0.0:+.2f}"
-        verdict = f"{pairs}: nothing can be concluded"
-        return Claim(student, arm, claimed, found, None, None, p, verdict)
-    low, high = t_interval(found.n, found.mean, found.sd, family)
-    if p is not None and p <= ALPHA:
-        result = f"{'better' if found.mean > 0 else 'worse'} than {study.baseline}"
+        same = "one pair" if found.n == 1 else f"every pair gives {signed(found.mean)}"
+        low = high = None
+        verdict = f"{same}: nothing can be concluded"
+    elif low is None or high is None:
+        few = f"{counted(found.n, 'pair')} can show no difference to {baseline}"
+        verdict = f"{few}: the interval is unbounded"
     else:
-        result = f"no difference to {study.baseline} shown"
-    inside = "contains" if low <= claimed <= high else "excludes"
-    verdict = f"{result} (corrected p = {p:.3g}); the interval {inside} the claimed {claimed:+.2f}"
-    return Claim(student, arm, claimed, found, float(low), float(high), p, verdict)
+        shown = (low > 0) - (high < 0)
+        result = {1: "better than {}", 0: "no difference to {} shown", -1: "worse than {}"}[shown]
+        zero, there = ("contains" if low <= v <= high else "excludes" for v in (0, claimed))
+        verdict = (
+            f"{result.format(baseline)} (corrected p = {p:.3g}): the interval "
+            f"{interval(low, high)} {zero} 0 and {'' if there == zero else f'{there} '}the claimed "
+            f"{signed(claimed)}"
+        )
+    beside = _beside(found, baseline, both, shown)
+    return Claim(student, arm, claimed, found, low, high, p, verdict, beside)
+
+
+def _beside(
+    found: Difference, baseline: str, both: tuple[list[float], list[float]], shown: int
+) -> str:
+    """How the seeds differ; where a difference is shown and few of them carry it, which."""
+    text = f"Higher in {found.higher} of {counted(found.n, 'seed')}, median {signed(found.median)}"
+    if shown:
+        largest = np.sort(shown * np.subtract(*both))[::-1]
+        few = int((largest.cumsum() > largest.sum() / 2).argmax()) + 1
+        if few <= found.n / 4:
+            values = ", ".join(signed(shown * value) for value in largest[:few])
+            text += f"; {counted(few, 'seed')} ({values}) carry more than half of the mean"
+    if found.n > 1:
+        own, other = (float(np.std(side, ddof=1)) for side in both)
+        text += f"; sd over seeds {own:.2f}, of {baseline} {other:.2f}"
+    return f"{text}."
 
 
 def _power(study: Study, claims: list[Claim], family: int) -> list[Power]:

@@ -5,7 +5,7 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from .tables import Section
 PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
 WIDE = 48  # characters, of a cell that is prose
 UNKNOWN: set[str] = set()  # characters that no font has, and that have been said
-SMALL = "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"
+NEEDED = "% needs \\usepackage{booktabs}\n"
 TEX = {c: f"\\{c}" for c in "&%$#_{}"}
 TEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$"}
@@ -37,12 +37,14 @@ class Report:
 
     Attributes:
         intro: paragraphs.
+        verdicts: a line for each claim, and what holds for all of them.
         runs: student, arm, seed, top1 and name of each run.
     """
 
     title: str
     intro: list[str]
     warnings: list[str]
+    verdicts: list[str]
     sections: list[Section]
     left_out: list[str]
     runs: pd.DataFrame
@@ -54,41 +56,48 @@ def text(report: Report) -> str:
     return _text(report, printable, wrapped, "simple")
 
 
-def markdown(report: Report) -> str:
-    """As Markdown, in which nothing that a record says is markup."""
+def markdown(report: Report, pictures: Mapping[str, str]) -> str:
+    """As Markdown, in which nothing that a record says is markup; pictures are file -> caption."""
+    escaped = lambda line: re.sub(r"[\\`*<>&\[\]|]", r"\\\g<0>", printable(line))  # noqa: E731
     return _text(
         report,
-        lambda line: re.sub(r"[\\`*<>&\[\]|]", r"\\\g<0>", printable(line)),
+        escaped,
         # Brackets are intervals, but for links.
         lambda cell: re.sub(r"[\\`*<>&|]|(?<=\])\(", r"\\\g<0>", printable(cell)),
+        above=[f"![{escaped(caption)}]({quote(file)})" for file, caption in pictures.items()],
     )
 
 
-def latex(report: Report) -> str:
-    r"""Text and tables for \input, which need booktabs."""
-    parts = [_tex(f"{report.title}."), *map(_tex, report.intro + report.warnings)]
-    for heading, note, frame in report.sections:
-        wide = [frame[name].str.len().max() > WIDE for name in frame]
-        columns = ["l", "l", *"r" * (len(wide) - 2)]
-        columns = ["p{4cm}" if w else c for w, c in zip(wide, columns, strict=True)]
-        table = (
-            frame.map(_tex)
-            .rename(columns=_tex)
-            .to_latex(
-                index=False,
-                caption=_tex(f"{heading}. {note}"),
-                label=f"tab:{slug(report.title)}-{slug(heading)}".lower(),
-                column_format="".join(columns),
-                position="htbp",
-            )
+def latex(section: Section, title: str) -> str:
+    r"""A table for \input."""
+    heading, note, frame = section
+    if "student" in frame and frame["student"].nunique() == 1:
+        note, frame = f"{frame['student'][0]}. {note}", frame.drop(columns="student")
+    wide = [frame[name].str.len().max() > WIDE for name in frame]
+    columns = [
+        f"p{{{0.6 / sum(wide):.2f}\\linewidth}}" if long else "lr"[_is_number(frame[name])]
+        for name, long in zip(frame, wide, strict=True)
+    ]
+    table = (
+        frame.map(_tex)
+        .rename(columns=_tex_heading)
+        .to_latex(
+            index=False,
+            caption=_tex(f"{heading}. {note}"),
+            label="tab:" + re.sub(r"[^a-z0-9]+", "-", f"{title} {heading}".lower()).strip("-"),
+            column_format=f"@{{}}{''.join(columns)}@{{}}",
+            position="htbp",
         )
-        parts.append(table.replace(r"\begin{tabular}", rf"{SMALL}\begin{{tabular}}"))
-    parts += [_tex(f"Left out: {line}.") for line in report.left_out]
-    return "\n\n".join(parts) + "\n"
+    )
+    # As wide as a page of 345 pt allows.
+    size, gap = ("scriptsize", 1.5) if len(columns) > 8 else ("footnotesize", 2)
+    small = rf"\centering\{size}\setlength{{\tabcolsep}}{{{gap}pt}}"
+    return NEEDED + table.replace(r"\begin{tabular}", f"{small}\n\\begin{{tabular}}")
 
 
-def html(report: Report, pictures: list[tuple[str, bytes]]) -> str:
-    """One page that needs nothing beside it; pictures are (caption, SVG)."""
+def html(report: Report, above: list[tuple[str, bytes]], pictures: list[tuple[str, bytes]]) -> str:
+    """One page that needs nothing beside it; pictures, above the tables and below, are (caption,
+    SVG)."""
     return PAGES.get_template("report.html.j2").render(
         title=report.title,
         report=report,
@@ -96,6 +105,7 @@ def html(report: Report, pictures: list[tuple[str, bytes]]) -> str:
             (heading, note, frame.to_html(index=False, border=0, classes=slug(heading)))
             for heading, note, frame in report.sections
         ],
+        above=[(caption, embedded(picture)) for caption, picture in above],
         pictures=[(caption, embedded(picture)) for caption, picture in pictures],
         runs=[
             (f"../{RUNS}/{quote(run.name)}/", run) for run in report.runs.itertuples(index=False)
@@ -155,10 +165,17 @@ def _characters(file: str) -> set[str]:
 
 
 def _text(
-    report: Report, line: Callable[[str], str], cell: Callable[[str], str], layout: str = "pipe"
+    report: Report,
+    line: Callable[[str], str],
+    cell: Callable[[str], str],
+    layout: str = "pipe",
+    above: Sequence[str] = (),
 ) -> str:
     parts = [f"# {line(report.title)}", *map(line, report.intro)]
     parts += [f"**Warning:** {line(warning)}" for warning in report.warnings]
+    if report.verdicts:
+        parts += ["## Verdicts", "\n".join(f"- {line(verdict)}" for verdict in report.verdicts)]
+    parts += above
     for heading, note, frame in report.sections:
         shown = frame.map(cell).rename(columns=cell)
         grid = shown.to_markdown(index=False, disable_numparse=True, tablefmt=layout)
@@ -166,6 +183,16 @@ def _text(
     if report.left_out:
         parts += ["## Left out", "\n".join(f"- {line(reason)}" for reason in report.left_out)]
     return "\n\n".join(parts) + "\n"
+
+
+def _is_number(cells: "pd.Series[str]") -> bool:
+    return not cells.str.contains(r"[^\W\d_]").any()
+
+
+def _tex_heading(words: str) -> str:
+    """In lines, of which numbers below need no more width."""
+    lines = r" \\ ".join(map(_tex, textwrap.wrap(words, 10, break_long_words=False)))
+    return rf"\shortstack{{{lines}}}"
 
 
 def _tex(words: str) -> str:

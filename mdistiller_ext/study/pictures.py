@@ -26,7 +26,7 @@ METRICS = (
         "test_l2_probabilities",
         "L2 distance to the teacher's softmax",
         2**0.5,
-        "Distance between student and teacher by epoch (the paper's Figure 3); bands end at 0.",
+        "Distance between student and teacher by epoch; bands end at 0.",
     ),
 )
 # What a method finds while it trains, means over the images of an epoch.
@@ -52,7 +52,7 @@ def pictures(
 
     add(
         "forest",
-        f"Paired differences to {study.baseline}: each seed, mean and interval.",
+        f"Paired differences to {study.baseline}: each seed, mean, interval.",
         plots.forest(study, runs, findings),
     )
     for student in dict.fromkeys(arm.student for arm in findings.arms):
@@ -82,7 +82,7 @@ def pictures(
             "teacher",
             f"What the teacher says of three test images: one it is sure of, one in between, one "
             f"it doubts; as it is, at T = {TEMPERATURE:g}, and there with {100 * RATIO:g} % of the "
-            f"classes pruned (the paper's Figures 1 and 2).",
+            f"classes pruned.",
             _teacher(study, records),
         )
     except (ConfigError, RunError) as error:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain, groupby, product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ KEYS = {
     "options": dict,
     "claims": dict,
 }
-OPTIONAL = {"note", "alone", "options", "claims"}
-ARM_KEYS = {"cfg", "options", "seeds"}
+OPTIONAL = {"note", "baseline", "alone", "options", "claims"}
+ARM_KEYS = {"cfg", "options", "seeds", "grid"}
 SEEDS = "different integers"
+PRINTABLE = "a name in printable characters"
+MOST_CELLS = 1000  # of a grid
 KINDS = {str: "text", list: "a list", dict: "entries NAME: VALUE"}
 # Settings that the study makes for each run.
 RESERVED = {
@@ -73,7 +76,9 @@ class Study:
     """A study file with all its jobs.
 
     Attributes:
-        baseline, alone: the arms that the others are compared with; alone may be "", none.
+        arms: a grid's cells in its place.
+        grids: arm with a grid -> cell -> the settings that it has of the grid.
+        baseline, alone: the arms that the others are compared with; each may be "", none.
         claims: student -> arm -> claimed points over the baseline; together they are the family
             that the p values are corrected for.
         note: what a reader of the report must know, or "".
@@ -81,18 +86,20 @@ class Study:
             is a smaller study. Arms that follow each other with the same `seeds` of their own run
             so together, after those before them.
         folder: where its runs and its report are.
-        file_sha256: of the study file.
+        file: the study file, as it was named; file_sha256: of its bytes.
     """
 
     name: str
     note: str
     students: list[str]
     arms: list[str]
+    grids: dict[str, dict[str, dict[str, Any]]]
     baseline: str
     alone: str
     claims: dict[str, dict[str, float]]
     jobs: list[Job]
     folder: Path
+    file: Path
     file_sha256: str
 
 
@@ -109,6 +116,8 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
     faults = _faults(tree)
     if faults:
         raise ConfigError("\n".join(f"{file}: {fault}" for fault in faults))
+    grids = {arm: _cells(arm, node) for arm, node in tree["arms"].items() if "grid" in node}
+    tree["arms"] = _expanded(tree["arms"])
     common = _options(tree, file) | as_pairs(options)
     jobs, wrong = [], [f"{file}: {fault}" for fault in _reserved(tree, common)]
     alike: dict[tuple[str, str], CfgNode] = {}  # reading a config takes its time
@@ -134,6 +143,12 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
                 f"{cfg.DISTILLER.STUDENT}; call it so, or name a folder of its configs"
             )
         jobs.append(Job(student, arm, seed, name, cfg))
+    wrong += [
+        f"{file}: arms: {arm}: grid: is chosen on held-out images, never on the test set: "
+        f"DATASET.HOLDOUT is 0, expected a share of the training images, as 0.1"
+        for arm, cells in grids.items()
+        if any(cfg.DATASET.HOLDOUT == 0 for (_, cell), cfg in alike.items() if cell in cells)
+    ]
     idle = [key for key in common if not any(acts(key, cfg) for cfg in alike.values())]
     if idle and not wrong:
         known = ", ".join(dict.fromkeys((*sorted(SHARED), *(j.cfg.DISTILLER.TYPE for j in jobs))))
@@ -145,13 +160,37 @@ def read_study(file: Path, output: Path, options: Sequence[str] = ()) -> Study:
         tree.get("note", ""),
         list(tree["students"]),
         list(tree["arms"]),
-        tree["baseline"],
+        grids,
+        tree.get("baseline", ""),
         tree.get("alone", ""),
         tree.get("claims", {}),
         jobs,
         output / slug(tree["name"]),
+        file,
         hashlib.sha256(file.read_bytes()).hexdigest(),
     )
+
+
+def _cells(arm: str, node: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name -> settings of each cell of an arm's grid; without one it is the arm itself."""
+    grid = dict(leaves(node.get("grid", {})))
+    cells = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+    return {
+        " ".join([arm, *(f"{key.rpartition('.')[2]} {value}" for key, value in cell.items())]): cell
+        for cell in cells
+    }
+
+
+def _expanded(arms: dict[str, Any]) -> dict[str, Any]:
+    """The arms that run: those of a grid are its cells."""
+    return {
+        name: {
+            **{key: value for key, value in node.items() if key != "grid"},
+            "options": dict(leaves(node.get("options", {}))) | cell,
+        }
+        for arm, node in arms.items()
+        for name, cell in _cells(arm, node).items()
+    }
 
 
 def _options(node: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -214,6 +253,9 @@ def mixed(
         conditions: by the name of a run.
     """
     lines = []
+    # What a grid of the solver compares differs on purpose.
+    swept = {key for cells in study.grids.values() for cell in cells.values() for key in cell}
+    allowed = {*allowed, *(key for key in swept if key.startswith("SOLVER."))}
     for student in study.students:
         seen: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         for job in study.jobs:
@@ -294,7 +336,7 @@ def _faults(tree: Any) -> list[str]:
             faults.append(_wrong(key, tree[key], KINDS[kind]))
         elif key in ("students", "arms"):
             names = [name for name in tree[key] if not _is_text(name)]
-            faults += [_wrong(key, name, "a name in printable characters") for name in names]
+            faults += [_wrong(key, name, PRINTABLE) for name in names]
     if faults:
         return faults
     if not NAME[0](slug(tree["name"])):
@@ -306,16 +348,23 @@ def _faults(tree: Any) -> list[str]:
             faults.append(_wrong(f"students: {student}", folder, PATH[1]))
     for arm, node in tree["arms"].items():
         if not isinstance(node, dict) or not {"cfg"} <= set(node) <= ARM_KEYS:
-            faults.append(_wrong(f"arms: {arm}", node, "cfg, options and seeds"))
+            faults.append(_wrong(f"arms: {arm}", node, "cfg, options, seeds and grid"))
         elif not _is_path(node["cfg"]):
             faults.append(_wrong(f"arms: {arm}: cfg", node["cfg"], PATH[1]))
         elif not isinstance(node.get("options", {}), dict):
             faults.append(_wrong(f"arms: {arm}: options", node["options"], "entries KEY: VALUE"))
         elif not _are_seeds(node.get("seeds", [0])):
             faults.append(_wrong(f"arms: {arm}: seeds", node["seeds"], SEEDS))
+        elif "grid" in node:
+            faults += _grid_faults(f"arms: {arm}: grid", node)
+    if faults:
+        return faults
+    single = [arm for arm, node in tree["arms"].items() if "grid" not in node]
     for key in ("baseline", "alone"):
-        if key in tree and tree[key] not in tree["arms"]:
-            faults.append(f"{key}: {brief(tree[key])} is no arm")
+        if key in tree and tree[key] not in single:
+            faults.append(f"{key}: {_no_arm(tree[key], tree)}")
+    if tree.get("claims") and "baseline" not in tree:
+        faults.append("claims: are over a baseline, and `baseline` is missing")
     for student, claims in tree.get("claims", {}).items():
         if student not in tree["students"]:
             faults.append(f"claims: {brief(student)} is no student")
@@ -324,14 +373,36 @@ def _faults(tree: Any) -> list[str]:
             faults.append(_wrong(f"claims: {student}", claims, "arm: points"))
             continue
         for arm, points in claims.items():
-            if arm not in tree["arms"]:
-                faults.append(f"claims: {brief(arm)} is no arm")
+            if arm not in single:
+                faults.append(f"claims: {_no_arm(arm, tree)}")
             elif type(points) not in (int, float) or not -100 <= points <= 100:
                 faults.append(_wrong(f"claims: {arm}", points, "points from -100 to 100"))
-    for key in ("students", "arms"):
-        if len({slug(name) for name in tree[key]}) < len(tree[key]):
+    names = [name for arm, node in tree["arms"].items() for name in _cells(arm, node)]
+    faults += [_wrong("arms", name, PRINTABLE) for name in names if not _is_text(name)]
+    for key, taken in (("students", list(tree["students"])), ("arms", names)):
+        if len(set(map(slug, taken))) < len(taken):
             faults.append(f"{key}: two names differ by special characters only")
     return faults
+
+
+def _grid_faults(place: str, node: dict[str, Any]) -> list[str]:
+    if not isinstance(node["grid"], dict) or not node["grid"]:
+        return [_wrong(place, node["grid"], "entries KEY: [VALUE, VALUE, ...]")]
+    faults, options = [], dict(leaves(node.get("options", {})))
+    for key, values in leaves(node["grid"]):
+        different = isinstance(values, list) and len(values) == len(set(map(str, values)))
+        if not different or not values:
+            faults.append(_wrong(f"{place}: {key}", values, "a list of different values"))
+        elif key in options:
+            faults.append(f"{place}: {key}: is in `options` too")
+    if not faults and prod(len(values) for _, values in leaves(node["grid"])) > MOST_CELLS:
+        faults.append(f"{place}: has more than {MOST_CELLS} cells, expected fewer values")
+    return faults
+
+
+def _no_arm(name: Any, tree: dict[str, Any]) -> str:
+    grid = isinstance(name, str) and name in tree["arms"]
+    return f"{brief(name)} is {'a grid, expected a single arm' if grid else 'no arm'}"
 
 
 def _wrong(key: str, value: Any, expected: str) -> str:

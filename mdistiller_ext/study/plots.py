@@ -28,15 +28,18 @@ Epochs = Sequence[Mapping[str, float]]  # of a run, as its record has them
 
 
 def forest(study: Study, runs: pd.DataFrame, findings: Findings) -> Figure | None:
-    """Paired differences to the baseline: each pair, mean and 95 % t interval, and the claims."""
+    """Paired differences to the baseline: each pair, mean and 95 % interval, and the claims."""
     rows = [arm for arm in findings.arms if arm.to_baseline and arm.arm != study.alone]
     if not rows:
         return None
     claims = {(claim.student, claim.arm): claim for claim in findings.claims}
     with matplotlib.rc_context(STYLE):
-        figure, axes = _rows_of_arms(
-            [(arm.student, arm.arm, arm.to_baseline.n) for arm in rows if arm.to_baseline]
-        )
+        names = [
+            (arm.student, arm.arm, f"{found.n}{', unbounded' if found.low is None else ''}")
+            for arm in rows
+            if (found := arm.to_baseline)
+        ]
+        figure, axes = _rows_of_arms(names, "mean, 95 % interval of its own")
         for place, arm in enumerate(rows):
             values, baseline = pairs(runs, arm.student, arm.arm, study.baseline)
             _row(axes, place, np.subtract(values, baseline), arm.to_baseline)
@@ -57,7 +60,8 @@ def accuracy(study: Study, runs: pd.DataFrame, findings: Findings, student: str)
     """Top-1 of the last epoch by arm: each run, mean and 95 % t interval."""
     arms = [arm for arm in findings.arms if arm.student == student]
     with matplotlib.rc_context(STYLE):
-        figure, axes = _rows_of_arms([(student, arm.arm, arm.top1.n) for arm in arms])
+        names = [(student, arm.arm, str(arm.top1.n)) for arm in arms]
+        figure, axes = _rows_of_arms(names, "mean, 95 % t interval of its own")
         for place, arm in enumerate(arms):
             mine = (runs["student"] == student) & (runs["arm"] == arm.arm)
             _row(axes, place, runs.loc[mine, "top1"].to_numpy(), arm.top1)
@@ -261,15 +265,15 @@ def softened(
     return figure
 
 
-def _rows_of_arms(arms: list[tuple[str, str, int]]) -> tuple[Figure, Axes]:
-    """A figure with a row for each (student, arm, n)."""
+def _rows_of_arms(arms: list[tuple[str, str, str]], label: str) -> tuple[Figure, Axes]:
+    """A figure with a row for each (student, arm, n); the label is that of their intervals."""
     figure = Figure(figsize=(WIDTH, 1.5 + 0.5 * len(arms)), layout="constrained")
     axes = figure.add_subplot()
     several = len({student for student, _, _ in arms}) > 1
     names = [f"{f'{student}: ' if several else ''}{arm} (n = {n})" for student, arm, n in arms]
     axes.set_yticks(range(len(arms)), names)
     axes.set_ylim(len(arms) - 0.5, -0.5)
-    axes.plot([], [], "o-", color=COLOURS[1], lw=2.5, label="mean, 95 % t interval of its own")
+    axes.plot([], [], "o-", color=COLOURS[1], lw=2.5, label=label)
     axes.plot([], [], "o", color="0.6", ms=4, label="one seed")
     return figure, axes
 

@@ -1,23 +1,27 @@
 """A study's report: in the terminal, as Markdown, JSON, CSV, LaTeX and one HTML page."""
 
 import json
+import re
+import subprocess
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ..data import facts
-from ..errors import RunError, counted
+from ..errors import ConfigError, RunError, counted
 from ..files import write_atomically, writing
 from ..inert import weak_teacher
+from ..yaml_file import parse_yaml, read_yaml
 from . import formats
-from .analysis import analyse
+from .analysis import Findings, analyse
 from .formats import Report, drawn
 from .pictures import pictures
-from .plan import Study, inert_arms
+from .plan import Study, inert_arms, slug
 from .records import check_conditions, collect, table
-from .tables import DIGITS, Records, condensed, sections, settings
+from .tables import DIGITS, Records, condensed, methods, sections, settings
 
 
 def write_report(study: Study, allowed: Iterable[str] = ()) -> tuple[str, Path]:
@@ -47,6 +51,7 @@ def write_report(study: Study, allowed: Iterable[str] = ()) -> tuple[str, Path]:
         f"Study {study.name}",
         _intro(study, records),
         [*findings.warnings, *inert_arms(study), *_doubtful_teachers(study, records)],
+        _verdicts(study, records, findings),
         sections(study, records, findings),
         left_out + missing,
         runs.assign(name=names),
@@ -61,15 +66,19 @@ def write_report(study: Study, allowed: Iterable[str] = ()) -> tuple[str, Path]:
         "intro": report.intro,
         **plain,
         "warnings": report.warnings,
+        "verdicts": report.verdicts,
         "settings": settings(study, findings).frame.to_dict("records"),
         "conditions": conditions,
         "left_out": report.left_out,
     }
+    captions = {name: caption for name, (caption, _) in figures.items()}
+    first = [name for name in captions if name == "forest"]
     files = {
-        "report.md": formats.markdown(report),
-        "report.tex": formats.latex(report),
+        "report.md": formats.markdown(report, {f"{name}.svg": captions[name] for name in first}),
         "report.html": formats.html(
-            report, [(caption, drawings[name]) for name, (caption, _) in figures.items()]
+            report,
+            [(captions[name], drawings[name]) for name in first],
+            [(caption, drawings[name]) for name, caption in captions.items() if name not in first],
         ),
         "report.json": json.dumps(content, indent=1, allow_nan=False),
         "report.csv": _flat(plain["arms"]),
@@ -77,6 +86,9 @@ def write_report(study: Study, allowed: Iterable[str] = ()) -> tuple[str, Path]:
         "conditions.csv": _flat([about | row for row in conditions]),
         "runs.csv": runs.to_csv(index=False),
     }
+    for section in (methods(study, findings), *report.sections):
+        name = slug(f"table_{section.heading.lower()}".replace(",", ""))
+        files[f"{name}.tex"] = formats.latex(section, report.title)
     folder = study.folder / "report"
     with writing(folder):
         folder.mkdir(exist_ok=True)
@@ -118,6 +130,62 @@ def _intro(study: Study, records: Records) -> list[str]:
         f"{of('device_name')}, with torch {of('torch')}, mdistiller-ext {of('mdistiller_ext')}, "
         f"commit {of('git_commit', DIGITS)}, code {of('code', DIGITS)}; sha256 of the study file "
         f"{study.file_sha256[:DIGITS]}.",
+    ]
+
+
+def _verdicts(study: Study, records: Records, findings: Findings) -> list[str]:
+    """What a grid chooses; what is concluded of each claim, what must be known beside it, and how
+    far it reaches."""
+    lines = []
+    for _, cells in groupby(findings.cells, lambda cell: (cell.student, cell.grid)):
+        best, *others = cells
+        before = f", {best.top1.mean - others[0].top1.mean:.2f} above {others[0].arm}"
+        lines.append(
+            f"{best.student}: of the grid of {best.grid}, {best.arm} has the highest top-1 on the "
+            f"held-out images: {best.top1.mean:.2f} % over {counted(best.top1.n, 'seed')}"
+            f"{before if others else ''}. That is the cell to choose; what it gains is for runs "
+            f"with DATASET.HOLDOUT 0 and other seeds."
+        )
+    if not findings.claims:
+        return lines
+    pairs = {
+        f"{job.student} taught by {records[job.name]['teacher']['name']}": None
+        for job in study.jobs
+        if job.student in study.claims and job.name in records and records[job.name]["teacher"]
+    }
+    lines += [f"{c.student}, {c.arm}: {c.verdict}. {c.beside}" for c in findings.claims]
+    if pairs:
+        which = " and of ".join(pairs)
+        lines.append(f"All of it is of {which}, and says nothing of other pairs.")
+    return lines + _beforehand(study, records)
+
+
+def _beforehand(study: Study, records: Records) -> list[str]:
+    """Whether the commit that the first run names has the study file as it is, but for its words.
+
+    Nothing is said where that commit, or the file in it, is not there.
+    """
+    sessions = [session for record in records.values() for session in record["environments"]]
+    first = min(sessions, key=lambda session: session.get("started") or "~")
+    commit = str(first.get("git_commit"))
+    if not re.fullmatch(r"[0-9a-f]{40,64}", commit):
+        return []
+    words = ["-C", str(study.file.parent), "cat-file", "blob", f"{commit}:./{study.file.name}"]
+    try:
+        shown = subprocess.run(["git", *words], capture_output=True, check=True).stdout
+        before, now = parse_yaml(shown, str(study.file)), read_yaml(study.file, str(study.file))
+    except (OSError, subprocess.CalledProcessError, ConfigError):
+        return []
+    before = before if isinstance(before, dict) else {}
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if changed := [key for key in changed if key != "note"]:
+        return [
+            f"Not as it was before the first run: since commit {commit[:DIGITS]}, which that run "
+            f"names, the study file's {' and '.join(changed)} changed."
+        ]
+    return [
+        f"Fixed before the first run: commit {commit[:DIGITS]}, which that run names, has the "
+        f"study file with the same arms, seeds and claims."
     ]
 
 

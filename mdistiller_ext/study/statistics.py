@@ -4,7 +4,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,7 +15,6 @@ from ..errors import counted
 CONFIDENCE = 0.95
 ALPHA = 0.05
 RESAMPLES = 9999
-BCA_PAIRS = 6  # of fewer, the bootstrap makes intervals of next to no width
 EXACT = 16  # pairs up to which every sign pattern is counted
 SIMULATED = 2000  # studies, for the power up to EXACT pairs
 MOST_PAIRS = 1000  # more are not looked for
@@ -36,24 +35,28 @@ class Difference(NamedTuple):
     """Of paired values; what needs 2 pairs is None below.
 
     Attributes:
+        higher: pairs whose difference is above 0.
+        low, high: the interval of the sign-flip test; None where it is unbounded.
+        p: of that test.
         sd: of the differences.
         unpaired_sd: what it were without correlation, the root of both sides' summed variances.
         correlation: of the two sides; None also of 2 pairs, whose correlation is always 1 or -1,
             and where one side is constant.
-        low, high: the t interval; bca_low, bca_high: the BCa interval.
-        p: of the sign-flip test.
+        t_low, t_high: the 95 % t interval.
     """
 
     n: int
     mean: float
+    median: float
+    higher: int
+    low: float | None
+    high: float | None
+    p: float
     sd: float | None = None
     unpaired_sd: float | None = None
     correlation: float | None = None
-    low: float | None = None
-    high: float | None = None
-    bca_low: float | None = None
-    bca_high: float | None = None
-    p: float | None = None
+    t_low: float | None = None
+    t_high: float | None = None
 
 
 def summarise(values: Sequence[float]) -> Summary:
@@ -71,12 +74,13 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(n, mean, sd, *t_interval(n, mean, sd))
 
 
-def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
+def paired_difference(
+    values: Sequence[float], baseline: Sequence[float], alpha: float = ALPHA
+) -> Difference:
     """values - baseline, pair by pair.
 
-    The t interval is the one to rely on: it covers at small n. BCa's is too narrow there (it covers
-    85 % at 6 normal pairs, 89 % at 8, 90 % at 10, each of 2,000 simulations), and is left out below
-    BCA_PAIRS.
+    Args:
+        alpha: level of the test whose interval it has.
 
     Raises:
         ValueError: the two are not of one length, or empty.
@@ -86,25 +90,34 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Dif
     # What rounding leaves of equal differences is no spread.
     differences = np.round(np.subtract(values, baseline), 9)
     n, mean = len(differences), float(differences.mean())
+    low, high = map(float, sign_flip_interval(differences, alpha))
+    bounded = math.isfinite(low)
+    found = Difference(
+        n,
+        mean,
+        float(np.median(differences)),
+        int((differences > 0).sum()),
+        low if bounded else None,
+        high if bounded else None,
+        float(sign_flip_p(differences)),
+    )
     if n < 2:
-        return Difference(n, mean)
+        return found
     sd, sds = _sd(differences), (_sd(values), _sd(baseline))
     told = n > 2 and min(sds) > 0
-    correlation = float(np.corrcoef(values, baseline)[0, 1]) if told else None
-    low, high = t_interval(n, mean, sd)
-    bca_low, bca_high = _bca_interval(differences) if n >= BCA_PAIRS else (None, None)
-    p = float(sign_flip_p(differences))
-    unpaired = math.hypot(*sds)
-    return Difference(n, mean, sd, unpaired, correlation, low, high, bca_low, bca_high, p)
+    t_low, t_high = t_interval(n, mean, sd)
+    return found._replace(
+        sd=sd,
+        unpaired_sd=math.hypot(*sds),
+        correlation=float(np.corrcoef(values, baseline)[0, 1]) if told else None,
+        t_low=t_low,
+        t_high=t_high,
+    )
 
 
-def t_interval(n: int, mean: Any, sd: Any, claims: int = 1) -> tuple[Any, Any]:
-    """The 95 % t interval of a mean of n values, floats or arrays.
-
-    Args:
-        claims: how many intervals are to cover together with 95 %: each is widened by Bonferroni.
-    """
-    half = stats.t.ppf(1 - (1 - CONFIDENCE) / (2 * claims), n - 1) * sd / math.sqrt(n)
+def t_interval(n: int, mean: float, sd: float) -> tuple[float, float]:
+    """The 95 % t interval of a mean of n values."""
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / math.sqrt(n)
     return mean - half, mean + half
 
 
@@ -115,23 +128,42 @@ def sign_flip_p(differences: ArrayLike) -> np.ndarray:
     the same in every call.
     """
     values = np.asarray(differences, dtype=float)
-    rows, signs = values.reshape(-1, values.shape[-1]), _signs(values.shape[-1])
-    found = []
-    for part in np.array_split(rows, -(-len(rows) * len(signs) // AT_ONCE)):
+    signs, found = _signs(values.shape[-1]), []
+    for part in _parts(values, signs):
         # Patterns with the same sum, which rounding sets apart, are as extreme.
         least = np.abs(part.sum(1)) - 1e-9 * np.abs(part).sum(1)
         found.append((np.abs(part @ signs.T) >= least[:, None]).mean(1))
     return np.concatenate(found).reshape(values.shape[:-1])
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) step-down correction: adjusted p values, in the order given."""
-    p = np.asarray(p_values, dtype=float)
-    order = p.argsort(kind="stable")
-    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(steps, 1.0)
-    return adjusted.tolist()
+def sign_flip_interval(
+    differences: ArrayLike, alpha: float = ALPHA
+) -> tuple[np.ndarray, np.ndarray]:
+    """All shifts of which `sign_flip_p(differences - shift)` is above alpha: (..., n) -> 2 (...).
+
+    A pattern is as extreme as the one found for the shifts between two means, that of the
+    differences whose sign it flips and that of the others; where it flips none or all, for every
+    shift. So the ends are order statistics of these means. They are -inf and inf where so few pairs
+    cannot be significant at alpha.
+
+    References:
+        Hartigan (1969): Using subsample values as typical values. JASA 64, 1303-1317.
+    """
+    values = np.asarray(differences, dtype=float)
+    signs, found = _signs(values.shape[-1]), []
+    flipped = signs < 0
+    size = flipped.sum(1)
+    trivial = (size == 0) | (size == values.shape[-1])
+    rank = math.floor(alpha * len(signs) + 1e-9)
+    for part in _parts(values, signs):
+        one = part @ flipped.T / np.maximum(size, 1)
+        other = part @ ~flipped.T / np.maximum(values.shape[-1] - size, 1)
+        low = np.where(trivial, -np.inf, np.minimum(one, other))
+        high = np.where(trivial, np.inf, np.maximum(one, other))
+        ends = np.partition(low, rank)[:, rank], np.partition(high, ~rank)[:, ~rank]
+        found.append(np.round(ends, 9))  # as in the test, what rounding sets apart is equal
+    low, high = np.concatenate(found, axis=1)
+    return low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1])
 
 
 def smallest_p(pairs: int, claims: int = 1) -> float:
@@ -157,12 +189,11 @@ def too_few(pairs: int, claims: int) -> str:
 
 @cache  # half of a report's time
 def power(difference: float, sd: float, pairs: int, claims: int = 1) -> float:
-    """The probability that `sign_flip_p` finds a difference at the hardest of Holm's steps.
+    """The probability that `sign_flip_p` finds a difference: p <= ALPHA / claims.
 
-    That is p <= ALPHA / claims, which a claim needs when no other one is found; with too few pairs
-    none is. For normal differences: by a seeded simulation of the test up to EXACT pairs, of
-    standard error 0.01; above them by the noncentral t distribution, which the test's power is
-    within 0.01 of.
+    With too few pairs it is 0. For normal differences: by a seeded simulation of the test up to
+    EXACT pairs, of standard error 0.01; above them by the noncentral t distribution, which the
+    test's power is within 0.01 of.
 
     Args:
         difference: in the units of `sd`.
@@ -187,6 +218,12 @@ def _sd(values: Sequence[float] | np.ndarray) -> float:
     return float(np.std(values, ddof=1)) if np.ptp(values) > 0 else 0.0
 
 
+def _parts(values: np.ndarray, signs: np.ndarray) -> list[np.ndarray]:
+    """Rows of differences, as many at a time as memory has room for with all their patterns."""
+    rows = values.reshape(-1, values.shape[-1])
+    return np.array_split(rows, -(-len(rows) * len(signs) // AT_ONCE))
+
+
 def _signs(n: int) -> np.ndarray:
     """Patterns (N, n) of -1 and 1; the first is all 1."""
     if n > EXACT:
@@ -194,19 +231,3 @@ def _signs(n: int) -> np.ndarray:
         return np.vstack([np.ones(n), 1.0 - 2.0 * drawn])
     # A pattern and its opposite are as extreme: the last sign stays.
     return 1.0 - 2.0 * (np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1)
-
-
-def _bca_interval(values: np.ndarray) -> tuple[float, float] | tuple[None, None]:
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    result = stats.bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
-        method="BCa",
-        vectorized=True,
-        rng=np.random.default_rng(0),
-    )
-    low, high = result.confidence_interval
-    return (float(low), float(high)) if np.isfinite([low, high]).all() else (None, None)

@@ -1,20 +1,21 @@
 """The tables of a report, as people read them: every cell is text."""
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import pandas as pd
+from yacs.config import CfgNode
 
-from ..config import PLACES
+from ..config import PLACES, acts, get_cfg
 from ..engine.environment import CONDITIONS
-from ..engine.folder import plain
 from ..errors import counted
 from ..settings import leaves
-from .analysis import Arm, Findings, beyond
+from .analysis import Arm, Findings, beyond, interval, signed
 from .plan import Study
-from .statistics import ALPHA, BCA_PAIRS, EXACT, MOST_PAIRS, RESAMPLES, Difference
+from .statistics import ALPHA, EXACT, MOST_PAIRS, RESAMPLES, Difference
 
 Records = dict[str, dict[str, Any]]
 # Of an environment, what the report shows: conditions.csv has all of it.
@@ -34,16 +35,17 @@ class Section(NamedTuple):
 def sections(study: Study, records: Records, findings: Findings) -> list[Section]:
     """All tables of a report that have rows, without columns in which nothing stands."""
     found = [
+        *_grids(study, findings),
         _accuracy(findings),
         _claims(study, findings),
         _power(findings),
         _differences(
             f"Differences to {study.baseline}",
-            "Points of top-1, paired by seed, with their 95 % t intervals, each for itself and not "
-            "corrected for their number. BCa intervals, which truly cover 85 % at "
-            f"{BCA_PAIRS} pairs and 90 % at 10, stand beside them from {BCA_PAIRS} pairs on. The "
-            "sd if unpaired is that of the same runs without their correlation: how much larger "
-            "it is than the sd, is what pairing by seed gains.",
+            "Points of top-1, paired by seed. The 95 % interval holds all shifts that the "
+            "sign-flip test does not reject, not corrected for their number. Below 6 pairs it is "
+            "unbounded; there the t interval, which assumes normal differences, is all there is. "
+            "The sd if unpaired is that of the same runs without their correlation: how much "
+            "larger it is than the sd, is what pairing by seed gains.",
             findings.arms,
             lambda arm: arm.to_baseline,
         ),
@@ -71,17 +73,28 @@ def sections(study: Study, records: Records, findings: Findings) -> list[Section
 
 
 def settings(study: Study, findings: Findings) -> Section:
-    """What each arm's config says: the baseline's whole, of the others what differs from it."""
-    rows = []
-    configs = {(job.student, job.arm): _settings(plain(job.cfg)) for job in study.jobs}
-    for arm in findings.arms:
-        own, base = configs[arm.student, arm.arm], configs[arm.student, study.baseline]
-        apart = own if arm.arm == study.baseline else dict(own.items() - base.items())
-        text = ", ".join(f"{key} {own[key]}" for key in own if key in apart)
-        rows.append({"student": arm.student, "arm": arm.arm, "settings": text})
+    """What all arms of a student set that is not the default, and what differs between them."""
+    rows: list[dict[str, str]] = []
+
+    def add(student: str, arm: str, items: Iterable[tuple[str, str]]) -> None:
+        text = ", ".join(" ".join(item) for item in items)
+        rows.append({"student": student, "arm": arm, "settings": text})
+
+    for student in dict.fromkeys(arm.student for arm in findings.arms):
+        names = [arm.arm for arm in findings.arms if arm.student == student]
+        cfgs = {job.arm: job.cfg for job in study.jobs if job.student == student}
+        found = {arm: _settings(cfgs[arm], cfgs[arm]).items() for arm in names}
+        first = study.baseline if study.baseline in names else names[0]
+        same = set.intersection(*map(set, found.values()))
+        usual = _settings(get_cfg(), cfgs[first]).items()
+        add(student, "all arms", (item for item in found[first] if item in same - usual))
+        for arm, own in found.items():
+            known = same if arm == first else found[first]
+            add(student, arm, (item for item in own if item not in known))
     note = (
-        f"{study.baseline} in full, of the other arms what differs from it. Keys without a section "
-        f"are those of the method's own."
+        f"Of all arms what they have in common and is not the default; of {first} what differs in "
+        f"another arm, of the other arms what differs from it. Keys without a section are those of "
+        f"the method's own."
     )
     return Section("What each arm set", note, pd.DataFrame(rows))
 
@@ -131,7 +144,7 @@ def _accuracy(findings: Findings) -> Section:
             "sd": _number(arm.top1.sd, 2),
             "95 % t interval": _interval(arm.top1.low, arm.top1.high),
             "best epoch (test-selected)": _number(arm.best, 2),
-            "gap": _signed(arm.best - arm.top1.mean),
+            "gap": signed(arm.best - arm.top1.mean),
         }
         for arm in findings.arms
     ]
@@ -143,28 +156,84 @@ def _accuracy(findings: Findings) -> Section:
     return Section("Accuracy", note, pd.DataFrame(rows))
 
 
+def _grids(study: Study, findings: Findings) -> list[Section]:
+    """A table for each grid, the best cell of a student first."""
+    return [
+        Section(
+            f"Grid of {grid}",
+            "Top-1 of the last epoch on the held-out images, over the seeds that all these cells "
+            "have. It chooses a cell, and is too high to say how good that one is.",
+            pd.DataFrame(
+                {
+                    "student": cell.student,
+                    **{key: str(value) for key, value in cell.settings.items()},
+                    "n": str(cell.top1.n),
+                    "held-out top-1 (%)": _number(cell.top1.mean, 2),
+                    "sd": _number(cell.top1.sd, 2),
+                }
+                for cell in findings.cells
+                if cell.grid == grid
+            ),
+        )
+        for grid in study.grids
+    ]
+
+
 def _claims(study: Study, findings: Findings) -> Section:
+    family = findings.family
+    level = "simultaneous 95 % interval" if family > 1 else "95 % interval"
     rows = [
         {
             "student": claim.student,
             "arm": claim.arm,
-            "claimed": _signed(claim.claimed),
-            "found": _signed(claim.found.mean),
-            "simultaneous 95 % interval": _interval(claim.low, claim.high),
+            "claimed": signed(claim.claimed),
+            "found": signed(claim.found.mean),
+            level: interval(claim.low, claim.high) if claim.found.sd != 0 else "",
             "p": _p(claim.found.p),
-            "Holm p": _p(claim.corrected_p),
+            "corrected p": _p(claim.corrected_p),
             "pairs": str(claim.found.n),
-            "conclusion": claim.verdict,
         }
         for claim in findings.claims
     ]
     note = (
-        f"Points over {study.baseline}, paired by seed. The p values are those of "
-        f"{of_test(findings)}; Holm's are corrected for the {counted(findings.family, 'claim')} "
-        f"of the study file. The intervals are simultaneous, too: t intervals widened by "
-        f"Bonferroni, so that all {findings.family} hold together with 95 %."
+        f"Points over {study.baseline}, paired by seed. p is that of {of_test(findings)}; the "
+        f"interval holds all shifts that this test does not reject, so that it excludes 0 where a "
+        f"difference is shown, and only there."
     )
+    if family > 1:
+        note += (
+            f" Both are corrected by Bonferroni for the {family} claims of the study file: the "
+            f"intervals cover together with 95 %."
+        )
     return Section("Claims", note, pd.DataFrame(rows))
+
+
+def methods(study: Study, findings: Findings) -> Section:
+    """One row a method: top-1 of each student, and the difference to the baseline."""
+    shown = {
+        (claim.student, claim.arm)
+        for claim in findings.claims
+        if claim.low is not None and claim.high is not None and not claim.low <= 0 <= claim.high
+    }
+    rows: dict[str, dict[str, str]] = defaultdict(dict)
+    for arm in findings.arms:
+        spread = "" if arm.top1.sd is None else f"±{_number(arm.top1.sd, 2)}"
+        mark = "*" if (arm.student, arm.arm) in shown else ""
+        difference = f"{signed(arm.to_baseline.mean)}{mark}" if arm.to_baseline else ""
+        rows[arm.arm] |= {
+            "method": arm.arm,
+            arm.student: f"{_number(arm.top1.mean, 2)}{spread}",
+            f"{arm.student} diff.": difference,
+        }
+    sizes = {arm.top1.n for arm in findings.arms}
+    runs = f"{min(sizes)} to {max(sizes)}" if len(sizes) > 1 else f"{max(sizes)}"
+    note = f"Top-1 of the last epoch in percent, mean ± sd of {runs} runs"
+    if study.baseline:
+        note += f", and points over {study.baseline}, paired by seed"
+    if shown:
+        note += f"; * a claimed difference that the test shows, corrected p at most {ALPHA}"
+    frame = pd.DataFrame(rows.values()).fillna("")
+    return Section("Methods", f"{note}.", frame.loc[:, (frame != "").any()])
 
 
 def _power(findings: Findings) -> Section:
@@ -182,10 +251,10 @@ def _power(findings: Findings) -> Section:
             }
         )
     note = (
-        f"The probability that the test of the claims finds a true difference, at the hardest of "
-        f"Holm's steps (p of at most {ALPHA} / {findings.family}), for normal differences. Their "
-        f"sd is pooled over the claimed arms, and known no better than so many pairs allow; the "
-        f"pairs are the fewest that a claimed arm has."
+        f"The probability that the test of the claims finds a true difference (corrected p of at "
+        f"most {ALPHA}), for normal differences. Their sd is pooled over the claimed arms, and "
+        f"known no better than so many pairs allow; the pairs are the fewest that a claimed arm "
+        f"has."
     )
     return Section("What the test can see", note, pd.DataFrame(rows))
 
@@ -197,9 +266,9 @@ def _differences(
         {
             **_name(arm),
             "pairs": str(found.n),
-            "points": _signed(found.mean),
-            "95 % t interval": _interval(found.low, found.high),
-            "BCa interval": _interval(found.bca_low, found.bca_high),
+            "points": signed(found.mean),
+            "95 % interval": interval(found.low, found.high),
+            "95 % t interval": _interval(found.t_low, found.t_high),
             "sd": _number(found.sd, 2),
             "sd if unpaired": _number(found.unpaired_sd, 2),
             "correlation": _number(found.correlation, 2),
@@ -252,13 +321,13 @@ def _conditions(study: Study, records: Records) -> Section:
     return Section("Conditions", note, pd.DataFrame(rows))
 
 
-def _settings(config: dict[str, Any]) -> dict[str, str]:
-    """Key -> value as text; without places and seed, and without the name of the method's node."""
-    node = f"{config['DISTILLER']['TYPE']}."
+def _settings(cfg: CfgNode, of: CfgNode) -> dict[str, str]:
+    """Key -> value as text of what acts in `of`; without places and seed, and without the name of
+    the method's node."""
     return {
-        key.removeprefix(node): str(value)
-        for key, value in leaves(config)
-        if not key.startswith(PLACES) and key != "SOLVER.SEED"
+        key.removeprefix(f"{of.DISTILLER.TYPE}."): str(value)
+        for key, value in leaves(json.loads(json.dumps(cfg)))
+        if acts(key, of) and not key.startswith(PLACES) and key != "SOLVER.SEED"
     }
 
 
@@ -270,12 +339,8 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # no -0.00
 
 
-def _signed(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}"
-
-
 def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"[{_number(low, 2)}, {_number(high, 2)}]"
+    return "" if low is None else interval(low, high)
 
 
 def _p(value: float | None) -> str:

@@ -1,39 +1,47 @@
-"""Our three methods as files of the toolkit itself, for a pull request."""
+"""Our methods as files of the toolkit itself, for a pull request."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from yacs.config import CfgNode
 
 from ..distillers import RECIPES
-from ..errors import ConfigError
+from ..errors import ConfigError, brief
 from ..settings import leaves
 
 METHODS = ("DKD_EAT", "DKD_DAT", "DKD_LP")
 SOURCES = Path(__file__).with_name("upstream")
-SHARED = "from .dkd_loss import dkd_loss\n"  # in each source; its text takes this line's place
+SHARED = "dkd_loss"  # the module that all of them import
 
 CONTROLS = ("GROUPS", "CLASSES", "MODE")  # for studies here; they change nothing by default
 REGISTRY = "mdistiller/distillers/__init__.py"
 CONFIG = "mdistiller/engine/cfg.py"
 
 
-def plan(checkout: Path, configs: Path) -> dict[Path, str]:
+def plan(checkout: Path, configs: Path, methods: Sequence[str]) -> dict[Path, str]:
     """The files that the export adds to a checkout of mdistiller or changes, with their new text.
 
     Args:
         checkout: its root. Nothing is written.
         configs: our `configs/cifar100`.
+        methods: which of METHODS.
 
     Returns:
         Only files that differ from what is there, in an order in which an export that breaks off
         leaves the toolkit working: what the registry imports comes before the registry.
 
     Raises:
-        ConfigError: the checkout does not look as expected, or one of the names is taken.
+        ConfigError: the checkout does not look as expected, one of the names is taken, or another
+            method is asked for.
     """
-    new = {f"mdistiller/distillers/{name}.py": _method_file(name) for name in METHODS}
+    if others := [name for name in methods if name not in METHODS]:
+        raise ConfigError(f"--methods: {brief(others[0])} is none of {', '.join(METHODS)}")
+    new = {
+        f"mdistiller/distillers/{name}.py": (SOURCES / f"{name}.py").read_text(encoding="utf-8")
+        for name in (SHARED, *methods)
+    }
     for folder, pair in (("", "res110_res8"), ("res110_res20", "res110_res20")):
-        for name in METHODS:
+        for name in methods:
             text = (configs / folder / f"{name.lower()}.yaml").read_text(encoding="utf-8")
             new[f"configs/cifar100/{name.lower()}/{pair}.yaml"] = _their_yaml(text)
     changes = {}
@@ -43,9 +51,9 @@ def plan(checkout: Path, configs: Path) -> dict[Path, str]:
             raise ConfigError(f"{present} is there already and differs")
         if not present.exists():
             changes[present] = text
-    config = {name: (name, _config_lines(name, RECIPES[name].node())) for name in METHODS}
-    imports = {name: (f"import {name}\n", f"from .{name} import {name}\n") for name in METHODS}
-    entries = {name: (f'"{name}"', f'    "{name}": {name},\n') for name in METHODS}
+    config = {name: (name, _config_lines(name, RECIPES[name].node())) for name in methods}
+    imports = {name: (f"import {name}\n", f"from .{name} import {name}\n") for name in methods}
+    entries = {name: (f'"{name}"', f'    "{name}": {name},\n') for name in methods}
     for path, edits in (
         (CONFIG, [("CFG.DKD.WARMUP = 20\n", config)]),
         (REGISTRY, [("from .DKD import DKD\n", imports), ('    "DKD": DKD,\n', entries)]),
@@ -57,13 +65,6 @@ def plan(checkout: Path, configs: Path) -> dict[Path, str]:
         if text != before:
             changes[file] = text
     return changes
-
-
-def _method_file(name: str) -> str:
-    source = (SOURCES / f"{name}.py").read_text(encoding="utf-8")
-    shared = (SOURCES / "dkd_loss.py").read_text(encoding="utf-8")
-    _, functions = shared.split("\n\n\n", 1)
-    return source.replace(SHARED, f"\n\n{functions}")
 
 
 def _config_lines(name: str, node: CfgNode) -> str:
