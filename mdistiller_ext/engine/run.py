@@ -243,7 +243,7 @@ class Run:
                 teacher = self.table.logits(index, view, told)
             self.filling = time.perf_counter() - asked  # no part of the pace
             missed = self.missed + self.table.misses - before
-            self.hits["teacher_table_hits"] = 100 * (1 - missed / max(1, len(index)))
+            self.hits["teacher_table_hits"] = 100 * (len(index) - missed) / max(1, len(index))
             ahead = epoch < solver.EPOCHS
             self.missed = self.table.ahead(*self._keys(epoch + 1)[0]) if ahead else 0
         elif self.logits_teacher is not None and not self.alone:
