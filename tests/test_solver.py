@@ -21,6 +21,7 @@ from mdistiller_ext.data import ImageSet, digits
 from mdistiller_ext.data.mixing import mixed
 from mdistiller_ext.engine import World, predict, train
 from mdistiller_ext.engine.fit import captured
+from mdistiller_ext.engine.folder import plain
 from mdistiller_ext.engine.record import read_record
 from mdistiller_ext.errors import ConfigError, RunError
 from mdistiller_ext.losses import LOSSES
@@ -28,7 +29,7 @@ from mdistiller_ext.policies import POLICIES, Context
 from mdistiller_ext.sections import Solver
 from mdistiller_ext.seeding import epoch_generator, seed_everything
 from mdistiller_ext.solver import rates
-from mdistiller_ext.study.plan import foreseen, read_study
+from mdistiller_ext.study.plan import conditions_of, foreseen, read_study
 
 STEPS, EPOCHS, WARM = 7, 6, 2  # steps of an epoch, epochs, epochs of warm-up
 
@@ -264,7 +265,9 @@ def loss_kd(distiller, z_s, z_t, target):
     distiller = copy.deepcopy(distiller).train()
     context = Context(distiller.schedule(1), z_t, logits=z_s.detach().requires_grad_())
     context = context._replace(ahead=lambda: torch.ones_like(z_s))
-    return distiller(image=z_s, target=target, context=context)[1]["loss_kd"]
+    _, losses = distiller(image=z_s, target=target, context=context)
+    assert all(value.shape == () for value in distiller.monitor.values())
+    return losses["loss_kd"]
 
 
 PARTS = [*((loss, []) for loss in LOSSES), *(("KD", [policy]) for policy in POLICIES)]
@@ -277,12 +280,12 @@ def test_what_needs_a_label_says_so_and_the_others_take_shares_of_labels(loss, p
     settings = {"NUCLEUS": {"EPSILON": 0.5}, **AT_ONCE, **OTHERWISE}
     distiller = composed(loss, policies, 2, **{name: settings.get(name, {})})
     z_s, z_t, target = logits()
-    plain = loss_kd(distiller, z_s, z_t, target)
+    found = loss_kd(distiller, z_s, z_t, target)
     others = loss_kd(distiller, z_s, z_t, (target + 1) % 10)
-    assert torch.equal(plain, others) == (not part.needs_label)
+    assert torch.equal(found, others) == (not part.needs_label)
     if not part.needs_label:
         shares = F.one_hot(target, 10).double().lerp(torch.full((1, 10), 0.1).double(), 0.3)
-        assert torch.equal(plain, loss_kd(distiller, z_s, z_t, shares))
+        assert torch.equal(found, loss_kd(distiller, z_s, z_t, shares))
 
 
 LP = ["DISTILLER.TYPE", "LOGIT", "LOGIT.LOSS", "KD", "LOGIT.POLICIES", "['LP']"]
@@ -401,6 +404,12 @@ def test_a_study_tells_arms_of_other_solvers(workdir):
     told = [line for line in foreseen(study, []) if line.startswith("report will refuse")]
     assert sorted(line.split(": ")[2].split()[0] for line in told) == sorted(ALL | MIXED)
     assert not any("refuse" in line for line in foreseen(study, ALL | MIXED))
+
+
+def test_a_run_older_than_a_setting_had_its_default(digits_cfg):
+    config = plain(digits_cfg("vanilla"))
+    older = config | {"SOLVER": {k: v for k, v in config["SOLVER"].items() if k != "EMA_DECAY"}}
+    assert conditions_of(older) == conditions_of(config)
 
 
 def test_settings_in_a_yaml_file(workdir):
