@@ -57,7 +57,7 @@ ARGUMENTS: Rule = (_are_arguments, "arguments NAME=VALUE, as betas=(0.9, 0.95), 
 def make_optimizer(
     solver: "Solver", groups: list[dict[str, Any]], fused: bool = False
 ) -> optim.Optimizer:
-    """The optimizer of groups of weights, which clips their gradients before each of its steps.
+    """The optimizer of groups of weights, which clips their gradient before each of its steps.
 
     Args:
         fused: of SGD: one kernel, which takes the learning rate from the device.
@@ -126,8 +126,8 @@ def rules_beside(cfg: CfgNode, labelled: str, own_loss: str) -> dict[str, Rule]:
         rules["SOLVER.OPTIMIZER_ARGS"] = _optimizer_rule(solver)
     rises = solver.SCHEDULE == "one_cycle"
     allowed, text = number(0, solver.EPOCHS, open_low=rises)
-    reason = "as SOLVER.EPOCHS is" + (", in which one_cycle rises" if rises else "")
-    rules["SOLVER.LR_WARMUP"] = (allowed, f"{text}, {reason}")
+    reason = ", as one_cycle rises in these epochs" if rises else ""
+    rules["SOLVER.LR_WARMUP"] = (allowed, f"{text} (SOLVER.EPOCHS){reason}")
     if own_loss:
         rules["SOLVER.LABEL_SMOOTHING"] = only(0.0, f"as {own_loss}")
     mixing = [f"SOLVER.{key}" for key in ("MIXUP", "CUTMIX") if solver[key]]

@@ -262,7 +262,7 @@ class Run:
             teacher,
             self._uniforms(epoch),
             self._held_out(epoch),
-            self._mix(epoch),
+            partial(self._mixed, epoch),
         )
 
     def count(self, size: int, steps: int) -> None:
@@ -369,17 +369,13 @@ class Run:
 
         return held_out
 
-    def _mix(self, epoch: int) -> Callable[[int, Batch], Batch]:
-        """What is trained on in place of a step's batch: its images mixed, if they are to be."""
+    def _mixed(self, epoch: int, step: int, batch: Batch) -> Batch:
+        """A step's batch, its images mixed if they are to be."""
         solver = self.solver
-
-        def mix(step: int, batch: Batch) -> Batch:
-            if not (solver.MIXUP or solver.CUTMIX):
-                return batch
-            draws = epoch_draws(solver.SEED, epoch, 5, step)
-            return mixed(batch, self.parts.classes, solver.MIXUP, solver.CUTMIX, draws)
-
-        return mix
+        if not (solver.MIXUP or solver.CUTMIX):
+            return batch
+        draws = epoch_draws(solver.SEED, epoch, 5, step)
+        return mixed(batch, self.parts.classes, solver.MIXUP, solver.CUTMIX, draws)
 
     def _predict(self, network: nn.Module) -> Tensor:
         size = self.parts.test_batch
