@@ -22,6 +22,7 @@ from .errors import ConfigError, RunError, bare, brief
 from .plugins import MODULES, import_modules
 from .sections import SECTIONS, SHARED
 from .settings import Rule, Settings, leaves, only
+from .solver import rules_beside as solver_rules
 from .toolkit.forks import fork_hint
 from .toolkit.methods import toolkit_node
 from .toolkit.rules import rules_beside, toolkit_rule
@@ -238,6 +239,8 @@ def check(cfg: CN, before: Mapping[str, str] = MappingProxyType({})) -> dict[str
             return faults
         apply(rules_beside(cfg, data))
         _check_method(cfg, data, faults, apply)
+        if not {key.split(".")[0] for key in faults} & {"SOLVER", cfg.DISTILLER.TYPE}:
+            apply(solver_rules(cfg, *_own_labels(cfg)))
     return faults
 
 
@@ -260,6 +263,26 @@ def _check_method(
         share = (lambda v: v > 0, f"a share above 0, as {name} takes images held out")
         apply({"DATASET.HOLDOUT": share})
         apply({"SOLVER.COMPILE": only(False, f"as {name} takes the student at other weights")})
+
+
+def _own_labels(cfg: CN) -> tuple[str, str]:
+    """Why a method needs one label for each image, and why its cross-entropy with the labels is not
+    ours; each or ""."""
+    method = cfg.DISTILLER.TYPE
+    if method == "NONE":
+        return "", ""
+    if source(cfg.DISTILLER) != "ext" or method not in RECIPES:
+        reason = f"{method} has a loss of its own with the labels"
+        return reason, reason
+    _, loss, policies = RECIPES[method].read(cfg[method])
+    parts: tuple[Any, ...] = (loss, *policies)
+    for part in parts:
+        name = type(part).__name__
+        if not type(part).__module__.startswith("mdistiller_ext."):
+            return f"{name} is no part of mdistiller-ext", ""  # it may need one
+        if part.needs_label:
+            return f"{name} needs one label for each image", ""
+    return "", ""
 
 
 def _add_toolkit_node(values: dict[str, Any], cfg: CN) -> dict[str, str]:

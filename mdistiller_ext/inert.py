@@ -15,9 +15,12 @@ from .settings import leaves
 
 def inert(cfg: CfgNode) -> list[str]:
     """One line for each setting or technique that never acts in a run of this config."""
-    epochs, lines = cfg.SOLVER.EPOCHS, []
-    late = [stage for stage in cfg.SOLVER.LR_DECAY_STAGES if stage >= epochs]
-    if late:
+    solver, lines = cfg.SOLVER, []
+    epochs = solver.EPOCHS
+    late = [stage for stage in solver.LR_DECAY_STAGES if stage >= epochs]
+    if solver.SCHEDULE != "step" and solver.LR_DECAY_STAGES:
+        lines.append(f"SOLVER.LR_DECAY_STAGES: never act: SOLVER.SCHEDULE is {solver.SCHEDULE}")
+    elif late:
         lines.append(f"SOLVER.LR_DECAY_STAGES: {late} never act: SOLVER.EPOCHS is {epochs}")
     for key, value in leaves(shown(cfg)):
         if key.endswith((".WARMUP", ".WARMUP_EPOCHS")) and value > epochs:
@@ -25,6 +28,8 @@ def inert(cfg: CfgNode) -> list[str]:
                 f"{key}: {value} epochs never end: SOLVER.EPOCHS is {epochs}, the distillation "
                 f"loss comes to {epochs / value:.0%} of its weight"
             )
+    if solver.TYPE != "SGD" and solver.MOMENTUM:
+        lines.append(f"SOLVER.MOMENTUM: never acts: SOLVER.TYPE is {solver.TYPE}")
     if composed := _composition(cfg):
         run, recipe = _facts(cfg, composed), RECIPES[cfg.DISTILLER.TYPE]
         for policy in composed.policies:
@@ -76,7 +81,10 @@ def effect(cfg: CfgNode) -> dict[str, Any]:
     found["DISTILLER.TEACHER_CKPT"] = node.TEACHER_CKPT
     found["DISTILLER.SOURCE"] = source(node)
     found["SOLVER.LR_DECAY_STAGES"] = [s for s in solver.LR_DECAY_STAGES if s < solver.EPOCHS]
-    del found["SOLVER.SEED"]
+    idle = {"SOLVER.SEED"} | ({"SOLVER.MOMENTUM"} if solver.TYPE != "SGD" else set())
+    if solver.SCHEDULE != "step":
+        idle |= {"SOLVER.LR_DECAY_STAGES", "SOLVER.LR_DECAY_RATE"}
+    found = {key: value for key, value in found.items() if key not in idle}
     if node.TYPE == "NONE":
         return {k: v for k, v in found.items() if not k.startswith("DISTILLER.TEACHER")}
     if composed := _composition(cfg):

@@ -23,6 +23,7 @@ from .settings import (
     or_empty,
     setting,
 )
+from .solver import ARGUMENTS, OPTIMIZERS
 
 ASSISTANTS: Rule = (
     lambda v: all(type(n) is str and (is_network(n) or n.endswith((".yaml", ".yml"))) for n in v),
@@ -69,22 +70,35 @@ class Networks(Settings):
     FIX_UPSTREAM: bool = setting(False, SWITCH, "mend the known faults of the toolkit's methods")
 
 
+ALPHA: Rule = (lambda v: v == 0 or 0.01 <= v <= 100, "0 or a number from 0.01 to 100")
 STACKS = ("auto", "none", "grouped", "dense64", "dense128")
 
 
 @dataclass(frozen=True)
 class Solver(Settings):
     TRAINER: str = setting("base", one_of("base", "crd"), "the toolkit's; no effect here")
-    TYPE: str = setting("SGD", one_of("SGD"))
+    TYPE: str = setting("SGD", one_of(*OPTIMIZERS), "the optimizer, as in torch.optim")
+    OPTIMIZER_ARGS: str = setting("", or_empty(ARGUMENTS), "further ones of the optimizer's")
     BATCH_SIZE: int = setting(64, count(1), "images a step, over all processes")
     EPOCHS: int = setting(240, count(1))
-    LR: float = setting(0.05, number(0), "learning rate")
+    LR: float = setting(0.05, number(0), "learning rate, the largest of a schedule")
+    SCHEDULE: str = setting("step", one_of("step", "cosine", "one_cycle"), "of the learning rate")
+    LR_WARMUP: float = setting(0.0, number(0), "epochs in which the learning rate rises")
     LR_DECAY_STAGES: list = setting(
-        [150, 180, 210], list_of(number(0), least=0, rising=True), "the last epoch of each"
+        [150, 180, 210],
+        list_of(number(0), least=0, rising=True),
+        "the last epoch of each, with SCHEDULE step",
     )
     LR_DECAY_RATE: float = setting(0.1, number_to(0, 1), "factor after each stage")
     WEIGHT_DECAY: float = setting(0.0001, number(0, 1))
-    MOMENTUM: float = setting(0.9, number(0, 1))
+    MOMENTUM: float = setting(0.9, number(0, 1), "of SGD")
+    CLIP_NORM: float = setting(0.0, number(0), "largest norm of a step's gradient; 0: any")
+    LABEL_SMOOTHING: float = setting(
+        0.0, number(0, 1), "share of a label that all classes have, in the cross-entropy"
+    )
+    MIXUP: float = setting(0.0, ALPHA, "α of mixup; 0: none")
+    CUTMIX: float = setting(0.0, ALPHA, "α of CutMix; 0: none; of both, each batch takes one")
+    EMA_DECAY: float = setting(0.0, number(0, 1), "of an average of the weights; 0: none")
     SEED: int = setting(0, number(0, 2**63), "of weights, order, views and what methods draw")
     AMP: str = setting("none", one_of("none", "bf16"), "bf16: the student in mixed precision")
     TF32: bool = setting(False, SWITCH, "on a GPU: float32 convolutions on tensor cores")

@@ -42,6 +42,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def epoch_draws(seed: int, epoch: int, *stream: int) -> np.random.Generator:
+    """As `epoch_generator`, with NumPy's distributions."""
+    return np.random.default_rng([seed, epoch, *stream])
+
+
 def epoch_generator(
     seed: int, epoch: int, *stream: int, device: torch.device | str = "cpu"
 ) -> torch.Generator:

@@ -22,6 +22,7 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 import torch
 import yaml
 from tensorboardX.proto import event_pb2
+from torch.utils._pytree import tree_leaves
 
 from mdistiller_ext import cifar_model_dict, register
 from mdistiller_ext.config import load_cfg
@@ -97,6 +98,21 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mdistiller_ext.teacher.weights.CHECKPOINTS", tmp_path / "checkpoints")
     return tmp_path
+
+
+@pytest.fixture
+def double(monkeypatch):
+    """All in float64, so that a difference is no rounding."""
+    live = ImageSet.batch
+
+    def batch(self, index, view):
+        found = live(self, index, view)
+        return type(found)(found.image.double(), found.target, found.index, found.view)
+
+    monkeypatch.setattr(ImageSet, "batch", batch)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture
@@ -285,7 +301,8 @@ def same_weights(folder, other) -> bool:
 
 
 def assert_same_run(folder, other):
-    """Equal weights, optimizer, random states, metrics and events, whatever the clock said."""
+    """Equal weights, average, optimizer, random states, metrics and events, whatever the clock
+    said."""
     assert same_weights(folder, other)
     states = [torch.load(f / "latest", weights_only=True) for f in (folder, other)]
     for state in states:
@@ -293,8 +310,8 @@ def assert_same_run(folder, other):
             {k: v for k, v in e.items() if k not in TIMES} for e in state["history"]
         ]
     assert states[0]["history"] == states[1]["history"]
-    momenta = [[s["momentum_buffer"] for s in st["optimizer"]["state"].values()] for st in states]
-    assert all(map(torch.equal, *momenta))
+    left = [tree_leaves([state["optimizer"]["state"], state["average"]]) for state in states]
+    assert len(left[0]) == len(left[1]) and all(map(torch.equal, *left))
     assert torch.equal(states[0]["random"]["torch"], states[1]["random"]["torch"])
     records = [json.loads((f / "record.json").read_text()) for f in (folder, other)]
     for key in ("status", "seed", "method", "student", "last_epoch_top1", "best_epoch"):

@@ -86,7 +86,9 @@ NAMES = {
     "DISTILLER.TEACHER_TABLE_TF32": [True],
     "DISTILLER.SOURCE": ["auto", "ext", "mdistiller"],
     "SOLVER.TRAINER": ["base", "crd"],
-    "SOLVER.TYPE": ["SGD"],
+    "SOLVER.TYPE": ["SGD", "AdamW", "RMSprop", "Adafactor"],
+    "SOLVER.OPTIMIZER_ARGS": ["eps=1e-6", "nesterov=True", "betas=(0.8, 0.9), amsgrad=True", "=1"],
+    "SOLVER.LR_WARMUP": [0.0, 0.3, 1.0],
     "SOLVER.AMP": ["none", "bf16"],
     "SOLVER.COMPILE": [False],  # it takes seconds
     "CRD.MODE": ["exact", "relax"],

@@ -45,7 +45,7 @@ def test_config(file):
     before = [p.clone() for p in distiller.get_learnable_parameters()]
     meter = Meter(1, 2)
     optimizer = build_optimizer(cfg.SOLVER, distiller)
-    epoch = Epoch(1, 0.05, distiller.schedule(1), *data.draw(torch.Generator()), [8, 8])
+    epoch = Epoch(1, [0.05] * 2, distiller.schedule(1), *data.draw(torch.Generator()), [8, 8])
     train_epoch(distiller, optimizer, data, epoch, meter, nullcontext)
     assert meter.step == 2 and meter.read()["loss"] > 0
     after = distiller.get_learnable_parameters()

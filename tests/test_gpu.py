@@ -90,7 +90,8 @@ def test_captured_steps_have_the_bits_of_the_same_steps(name):
             sizes = program.sizes
             row.meter.start(number)
             program.start()
-            program.load(0, Epoch(number, 2**-5, schedule, index, view, sizes, teacher, uniforms))
+            rates = [2**-5] * len(sizes)
+            program.load(0, Epoch(number, rates, schedule, index, view, sizes, teacher, uniforms))
             for launch in program.launches():
                 program.launch(launch)
         program.close()

@@ -32,6 +32,14 @@ def test_everything_acts_in_the_configs(file, request):
         ),
         ("vanilla", ["SOLVER.EPOCHS", "53"], []),
         (
+            "vanilla",
+            ["SOLVER.EPOCHS", "45", "SOLVER.SCHEDULE", "cosine", "SOLVER.TYPE", "AdamW"],
+            [
+                "SOLVER.LR_DECAY_STAGES: never act: SOLVER.SCHEDULE is cosine",
+                "SOLVER.MOMENTUM: never acts: SOLVER.TYPE is AdamW",
+            ],
+        ),
+        (
             "dkd",
             ["SOLVER.EPOCHS", "5", "SOLVER.LR_DECAY_STAGES", "[]"],
             [
@@ -138,6 +146,14 @@ ALIKE = [
     ),
     (("vanilla", "DISTILLER.TEACHER", "resnet14"), ("vanilla",)),
     (("vanilla", "SOLVER.LR_DECAY_STAGES", "[38, 45, 52, 60]"), ("vanilla",)),
+    (
+        ("vanilla", "SOLVER.SCHEDULE", "cosine", "SOLVER.LR_DECAY_STAGES", "[9]"),
+        ("vanilla", "SOLVER.SCHEDULE", "cosine"),
+    ),
+    (
+        ("vanilla", "SOLVER.TYPE", "AdamW", "SOLVER.MOMENTUM", "0.5"),
+        ("vanilla", "SOLVER.TYPE", "AdamW"),
+    ),
     (("dkd", "EXPERIMENT.TAG", "x", "SOLVER.SEED", "3", "DISTILLER.SOURCE", "ext"), ("dkd",)),
 ]
 
@@ -149,6 +165,10 @@ def test_runs_that_are_the_same_are_known(one, other):
 
 DIFFERENT = [
     ("vanilla",),
+    ("vanilla", "SOLVER.MOMENTUM", "0.5"),
+    ("vanilla", "SOLVER.TYPE", "AdamW"),
+    ("vanilla", "SOLVER.SCHEDULE", "cosine"),
+    ("vanilla", "SOLVER.EMA_DECAY", "0.9"),
     ("kd",),
     ("kd", "KD.TEMPERATURE", "2"),
     ("dkd",),

@@ -30,7 +30,7 @@ CONFIG, KD = (ROOT / "configs" / "digits" / f"{n}.yaml" for n in ("dkd_eat_dat_l
 LOGIT = """
 DATASET: {TYPE: digits}
 DISTILLER: {TYPE: LOGIT, TEACHER: resnet20, STUDENT: resnet8}
-SOLVER: {LR_DECAY_STAGES: []}
+SOLVER: {SCHEDULE: cosine, CLIP_NORM: 0.5, EMA_DECAY: 0.5}
 LOGIT:
   {LOSS: WTTM, POLICIES: [EAT, DAT], EAT: {MODE: gradient, STEP_EPOCHS: 1}, DAT: {RANGE: 0.5}}
 EXPERIMENT: {PROJECT: digits}
@@ -135,10 +135,13 @@ def test_two_processes_train_as_one_does_stop_together_and_go_on(workdir, monkey
                 assert after[key] == pytest.approx(before[key], rel=5e-6), key
             assert [after.get(key) for key in settings] == [before.get(key) for key in settings]
         assert epochs[shared][0].get("dat_raised", 1) > 0
-        first, second = (weights(folders[name]) for name in (alone, shared))
-        assert first.keys() == second.keys()
-        for key, value in first.items():
-            torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-5)
+        assert_close(*(weights(folders[name]) for name in (alone, shared)))
+    assert_close(
+        *(
+            torch.load(folders[name] / "student_ema", weights_only=True)["model"]
+            for name in ("logit one", "logit two")
+        )
+    )
     assert epochs["logit two"][0]["mean_kd_weight"] > 1
 
     assert two[0]["loss"] != pytest.approx(apart[0]["loss"], rel=1e-4)
@@ -147,6 +150,12 @@ def test_two_processes_train_as_one_does_stop_together_and_go_on(workdir, monkey
     assert untimed(two) == untimed(parts)
     second, third = (weights(folders[name]) for name in ("two", "parts"))
     assert all(torch.equal(value, third[key]) for key, value in second.items())
+
+
+def assert_close(first, second):
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-5)
 
 
 def test_what_compares_samples_with_each_other_is_for_one_process():

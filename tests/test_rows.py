@@ -13,7 +13,7 @@ from methods import ALONE, NAMES, parts
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mdistiller_ext.data import ImageSet, digits
+from mdistiller_ext.data import digits
 from mdistiller_ext.engine import train, train_many
 from mdistiller_ext.engine.loop import Epoch, Meter, train_epoch
 from mdistiller_ext.engine.record import read_record
@@ -25,21 +25,6 @@ from mdistiller_ext.seeding import epoch_generator
 BATCH, CLASSES = 8, 10
 VIEWS = "detach view unsqueeze squeeze expand permute transpose t slice select unfold alias split"
 VIEWS += " as_strided unbind _unsafe_view _reshape_alias empty empty_like chunk"
-
-
-@pytest.fixture
-def double(monkeypatch):
-    """All in float64, so that a difference is no rounding."""
-    live = ImageSet.batch
-
-    def batch(self, index, view):
-        found = live(self, index, view)
-        return type(found)(found.image.double(), found.target, found.index, found.view)
-
-    monkeypatch.setattr(ImageSet, "batch", batch)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def assert_equal(found, expected):
@@ -58,15 +43,15 @@ def row(name, seed=0, device=CPU):
 
 
 def planned(row, data, epoch, seed):
-    """An epoch of a row: the rate, the order and all that is random are its own."""
+    """An epoch of a row: the rate of each step, the order and all that is random are its own."""
     draw, other = epoch_generator(seed, epoch), epoch_generator(seed, epoch, 1)
     index, view = data.draw(draw)
     sizes = [len(part) for part in index.split(BATCH)]
     teacher = 3 * torch.randn(len(data), CLASSES, generator=other)
     uniforms = torch.rand(len(data), row.draws, generator=other) if row.draws else None
     schedule = row.distiller.schedule(epoch)
-    lr = 0.05 / (seed + 1)
-    return Epoch(epoch, lr, schedule, index, view, sizes, teacher, uniforms)
+    rates = [0.05 / (seed + 1 + step) for step in range(len(sizes))]
+    return Epoch(epoch, rates, schedule, index, view, sizes, teacher, uniforms)
 
 
 def train_rows(program, rows, epochs):
@@ -145,14 +130,14 @@ def test_a_program_goes_on_from_what_runs_were_before():
     data = row("DKD")[1]
     for seed, own in enumerate((*rows, *alone)):
         epoch = planned(own, data, 1, seed % 2)
-        begun = Epoch(1, epoch.lr, epoch.schedule, epoch.index[:8], epoch.view[:8], [8])
+        begun = Epoch(1, epoch.rates, epoch.schedule, epoch.index[:8], epoch.view[:8], [8])
         train_epoch(own.distiller, own.optimizer, data, begun, own.meter, nullcontext)
     program = Rows(rows, data, BATCH, CLASSES, "grouped", nullcontext)
     rest = []
     for seed, own in enumerate(alone):
         epoch = planned(own, data, 1, seed)
         keys = epoch.index[8:], epoch.view[8:], [8, 6], epoch.teacher[8:]
-        rest.append(Epoch(1, epoch.lr, epoch.schedule, *keys))
+        rest.append(Epoch(1, epoch.rates, epoch.schedule, *keys))
         train_epoch(own.distiller, own.optimizer, data, rest[-1], own.meter, nullcontext)
     program.start(1)
     for number, epoch in enumerate(rest):
@@ -314,6 +299,8 @@ def few(monkeypatch):
 def stacked(digits_cfg, few, double, request):
     """Builds configs of few steps; with the live teacher, as a table is in float32."""
     options = ["SOLVER.BATCH_SIZE", "32", "SOLVER.EPOCHS", "2", "DISTILLER.TEACHER_TABLE", "off"]
+    options += ["SOLVER.SCHEDULE", "cosine", "SOLVER.LR_WARMUP", "0.5"]
+    options += ["SOLVER.LABEL_SMOOTHING", "0.1"]
     form = getattr(request, "param", "grouped")
     return lambda method, seed, *more: digits_cfg(
         method, *options, "SOLVER.STACK", form, "SOLVER.SEED", str(seed), *more
@@ -410,6 +397,7 @@ def test_an_error_of_a_program_ends_its_runs_and_no_others(stacked, monkeypatch)
             ["DISTILLER.TYPE", "DKD_HYPERGRADIENT", "DATASET.HOLDOUT", "0.2"],
             "takes images that are held out",
         ),
+        ("kd", ["SOLVER.TYPE", "AdamW"], "SOLVER.TYPE AdamW is for the plain loop alone"),
     ],
 )
 def test_what_cannot_be_a_row_is_refused_or_trained_alone(digits_cfg, method, options, reason):

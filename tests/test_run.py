@@ -38,7 +38,6 @@ from mdistiller_ext.engine import (
     training,
 )
 from mdistiller_ext.engine import folder as folder_module
-from mdistiller_ext.engine.loop import learning_rate
 from mdistiller_ext.engine.record import read_record
 from mdistiller_ext.errors import ConfigError, RunError
 
@@ -669,8 +668,3 @@ def test_the_time_left_leaves_the_tables_filling_out(monkeypatch):
         now[0] += 70
     now[0] += 10  # for half an epoch
     assert progress.left(0.5).total_seconds() == 30
-
-
-def test_learning_rate_falls_after_each_stage():
-    rates = [learning_rate(epoch, 0.05, [50, 60, 70], 0.1) for epoch in (1, 50, 51, 60, 61, 71)]
-    assert rates == pytest.approx([0.05, 0.05, 0.005, 0.005, 5e-4, 5e-5])

@@ -166,7 +166,8 @@ class Bench:
             index, view = self.keys(steps) if table != "warm" else keys
             index, view = index[: steps * args.batch], view[: steps * args.batch]
             teacher, sizes = kept.logits(index, view) if kept else None, [args.batch] * steps
-            epoch = Epoch(1, 0.05, distiller.schedule(1), index, view, sizes, teacher)
+            rates = [0.05] * steps
+            epoch = Epoch(1, rates, distiller.schedule(1), index, view, sizes, teacher)
             meter = Meter(1, steps)
             train_epoch(distiller, optimizer, self.data, epoch, meter, nullcontext)
             meter.read()
@@ -218,7 +219,8 @@ class Bench:
             for number, row in enumerate(program.rows):
                 keys = self.data.draw(self.generator)
                 schedule = row.distiller.schedule(1)
-                program.load(number, Epoch(1, 0.05, schedule, *keys, program.sizes, teacher))
+                rates = [0.05] * len(program.sizes)
+                program.load(number, Epoch(1, rates, schedule, *keys, program.sizes, teacher))
             for size, count in program.launches():
                 program.launch((size, count))
                 yield count * len(program.rows)
@@ -229,7 +231,7 @@ class Bench:
         teacher = torch.randn(size, 100, device=self.device)
         while True:
             index, view = self.keys(1)
-            epoch = Epoch(1, 0.05, row.distiller.schedule(1), index, view, [size], teacher)
+            epoch = Epoch(1, [0.05], row.distiller.schedule(1), index, view, [size], teacher)
             row.meter.start(1)
             train_epoch(*parts, epoch, row.meter, autocast)
             yield 1

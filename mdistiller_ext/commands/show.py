@@ -21,6 +21,7 @@ FIGURES = {
     "loss": "loss",
     "train_top1": "train top-1, %",
     "test_top1": "test top-1, %",
+    "test_ema_top1": "test top-1 of the average, %",
     "temperature": "temperature",
     "pruned_ratio": "pruned share",
     "mean_temperature": "temperature found",

@@ -55,8 +55,10 @@ def main(args: argparse.Namespace) -> None:
     if world.first:
         where = record.get("data", {}).get("evaluated_on", "the test set")
         tested = sum("test_top1" in epoch for epoch in record["epochs"][-10:])
+        average = record.get("last_epoch_ema_top1")
         print(
             f"top-1 on {where}: {record['last_epoch_top1']:.2f} % at the last epoch, "
+            f"{'' if average is None else f'{average:.2f} % of the average there, '}"
             f"{record['mean_last_10_top1']:.2f} % mean of the last {tested} evaluated, "
             f"{record['best_epoch_top1_selected_on_test']:.2f} % at epoch {record['best_epoch']}, "
             f"the best one (selected on {where})\nrecord: {folder / 'record.json'}"

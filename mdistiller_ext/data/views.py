@@ -17,7 +17,7 @@ class Batch:
 
     Attributes:
         image: normalised, (B, 3, H, W), float32.
-        target: (B,), int64.
+        target: labels (B,), int64; of mixed images the share of each class, (B, C).
         index: place in the data set, (B,), int64.
         view: 0 to num_views - 1, (B,), int64.
     """

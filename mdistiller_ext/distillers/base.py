@@ -28,6 +28,7 @@ class Distiller(nn.Module):
             the sum is then divided by the number of images.
         coupled: why the batch must be in one process, or "".
         held_every: in every how manieth step it wants images that are held out, or 0.
+        smoothing: of the labels in `cross_entropy`.
         SETTINGS: of a registered method, the keys of its node in the config.
     """
 
@@ -37,11 +38,13 @@ class Distiller(nn.Module):
     coupled = ""
     held_every = 0
 
-    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any = None) -> None:
         nn.Module.__init__(self)  # not super(): registered in the toolkit, its base comes next
         self.student = student
         self.teacher = teacher.requires_grad_(False)
         self.monitor = {}
+        # The toolkit's own config has no such key.
+        self.smoothing = getattr(cfg.SOLVER, "LABEL_SMOOTHING", 0.0) if cfg else 0.0
 
     def train(self, mode: bool = True) -> "Distiller":
         super().train(mode)
@@ -88,6 +91,10 @@ class Distiller(nn.Module):
         logits = self.student(image)[0] if context.logits is None else context.logits
         return at_least_float32(logits)
 
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Of the student's logits (B, C) with the labels (B,), or shares of classes (B, C)."""
+        return F.cross_entropy(logits, target, label_smoothing=self.smoothing)
+
     def forward_train(
         self, *, image: Tensor, target: Tensor, context: Context, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -115,8 +122,8 @@ class Vanilla(Distiller):
     TYPE = "NONE"
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None = None, cfg: Any = None):
-        super().__init__(student, nn.Identity() if teacher is None else teacher)
+        super().__init__(student, nn.Identity() if teacher is None else teacher, cfg)
 
     def forward_train(self, *, image: Tensor, target: Tensor, context: Context, **kwargs: Any):
         logits = self.student_logits(image, context)
-        return logits, {"loss_ce": F.cross_entropy(logits, target)}
+        return logits, {"loss_ce": self.cross_entropy(logits, target)}

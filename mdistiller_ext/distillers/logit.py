@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
@@ -31,7 +30,7 @@ class Logit(Distiller):
     RECIPE: Recipe
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
-        super().__init__(student, teacher)
+        super().__init__(student, teacher, cfg)
         composed = self.RECIPE.read(cfg[self.TYPE])
         if composed.conflict:
             raise ConfigError(f"{self.TYPE}: this combination is not allowed: {composed.conflict}")
@@ -141,7 +140,7 @@ class Logit(Distiller):
         if "warmup" in context.now:
             loss_kd = context.now["warmup"] * loss_kd
         return logits, {
-            "loss_ce": self.weights.CE_WEIGHT * F.cross_entropy(logits, target),
+            "loss_ce": self.weights.CE_WEIGHT * self.cross_entropy(logits, target),
             "loss_kd": self.weights.KD_WEIGHT * loss_kd.mean(),
         }
 
@@ -152,10 +151,10 @@ def _checked(value: Any, pair: Pair, name: str) -> Tensor:
     Raises:
         ConfigError: a loss, a factor or a weight, perhaps the user's own, makes something else.
     """
-    expected = f"expected one value a sample, of shape ({len(pair.target)},)"
+    expected = f"expected one value a sample, of shape ({len(pair.student)},)"
     if not isinstance(value, Tensor):
         raise ConfigError(f"{name}: gives a {type(value).__name__}, {expected}")
-    if value.shape != pair.target.shape:
+    if value.shape != pair.student.shape[:1]:
         raise ConfigError(f"{name}: gives values of shape {tuple(value.shape)}, {expected}")
     if torch.is_grad_enabled() and pair.student.requires_grad and not value.requires_grad:
         raise ConfigError(

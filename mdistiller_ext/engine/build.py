@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from yacs.config import CfgNode
 
 from ..data import Batch, ImageSet, facts
@@ -22,6 +23,7 @@ from ..files import default_cache
 from ..memory import is_out_of_memory
 from ..models import ResNet, activated, build_network, set_layout, shapes_of
 from ..sections import Networks, Solver
+from ..solver import make_optimizer
 from ..teacher import TeacherTable, Unwritable, Weights, features_taken, load_into
 from ..toolkit.methods import FIXES, build_toolkit_distiller
 
@@ -291,14 +293,16 @@ def build_optimizer(solver: Solver, distiller: Distiller) -> torch.optim.Optimiz
     groups: list[dict[str, Any]] = [{"params": decayed}]
     if apart:
         groups.append({"params": list(apart), "weight_decay": 0.0})
-    return torch.optim.SGD(
-        groups,
-        lr=solver.LR,
-        momentum=solver.MOMENTUM,
-        weight_decay=solver.WEIGHT_DECAY,
-        # On a GPU one kernel, which takes the learning rate from the device.
-        fused=next(distiller.parameters()).is_cuda,
-    )
+    return make_optimizer(solver, groups, fused=next(distiller.parameters()).is_cuda)
+
+
+def build_average(solver: Solver, student: nn.Module) -> AveragedModel | None:
+    """The average of a student's weights and statistics with SOLVER.EMA_DECAY, if there is one: of
+    those after each step, the first one's counting as all before it."""
+    if not solver.EMA_DECAY:
+        return None
+    average = get_ema_multi_avg_fn(solver.EMA_DECAY)
+    return AveragedModel(student, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
 
 
 def build_autocast(amp: str, device: torch.device) -> Callable[[], AbstractContextManager]:

@@ -170,6 +170,8 @@ class Progress:
         hits = epoch.get("teacher_table_hits")
         table = "" if hits is None else f"table {hits:.0f} %  "
         test = f"{self.test} {epoch['test_top1']:.2f} %  " if "test_top1" in epoch else ""
+        if "test_ema_top1" in epoch:
+            test += f"of the average {epoch['test_ema_top1']:.2f} %  "
         terms = " ".join(f"{k[5:]} {v:.3f}" for k, v in epoch.items() if k.startswith("loss_"))
         print(
             f"epoch {epoch['epoch']:>3}/{self.epochs}  loss {epoch['loss']:.3f} ({terms})  "

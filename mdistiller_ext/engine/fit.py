@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 from ..distillers import RECIPES, source
 from ..errors import ConfigError
 from ..models import ARCHITECTURES
+from ..solver import plain_only
 from .graph import CaptureError, NoGraph
 from .rows import Rows, method
 from .run import Finished, Run
@@ -45,6 +46,9 @@ def captured(run: Run) -> Rows | None:
         return None
     if trainer.held_every:
         print(f"{name} runs without a CUDA graph: not all of its steps are alike")
+        return None
+    if plain := plain_only(run.solver):
+        print(f"{name} runs without a CUDA graph: {plain}")
         return None
     program = build_rows([trainer], "none")
     try:
@@ -93,6 +97,8 @@ def stack_form(cfg: CfgNode, device: torch.device) -> str:
 def _unstackable(cfg: CfgNode) -> str:
     """Why a run cannot share a program with others, or ""."""
     node = cfg.DISTILLER
+    if reason := plain_only(cfg.SOLVER):
+        return reason
     if node.STUDENT not in ARCHITECTURES:
         return f"{node.STUDENT} is no CIFAR ResNet"
     if node.TYPE == "NONE":

@@ -39,7 +39,10 @@ STATE: dict[str, Any] = {
     "spent": float,
     "config": dict,
     "teacher_sha256": (str, type(None)),
+    "average": dict,
+    "planned": dict,
 }
+LATER: dict[str, Any] = {"average": {}, "planned": {}}  # what once it did not
 
 # What a config file's tag is about.
 TAGGED = {"DATASET.TYPE", "DISTILLER.TYPE", "DISTILLER.TEACHER", "DISTILLER.STUDENT"}
@@ -251,6 +254,7 @@ def plain(cfg: CfgNode) -> dict[str, Any]:
 
 def _read_state(file: Path) -> dict[str, Any]:
     state = load(file)
+    state = LATER | state if isinstance(state, dict) else state
     if not isinstance(state, dict) or state.keys() != STATE.keys():
         raise RunError(f"{file}: expected a dict of {', '.join(STATE)}, found something else")
     for key, kind in STATE.items():

@@ -17,11 +17,6 @@ from ..policies import Context
 HeldOut = tuple[Tensor, Tensor]
 
 
-def learning_rate(epoch: int, base: float, stages: Sequence[int], rate: float) -> float:
-    """base * rate^(number of stages that are over); an epoch in `stages` still has the old one."""
-    return base * rate ** sum(epoch > stage for stage in stages)
-
-
 class Meter:
     """Sums of an epoch, kept on the device and read as rarely as possible."""
 
@@ -81,7 +76,9 @@ class Meter:
     def update(
         self, target: Tensor, logits: Tensor, losses: dict[str, Tensor], monitor: dict[str, Tensor]
     ) -> None:
-        """Add a step's tensors; nothing waits for the device."""
+        """Add a step's tensors; nothing waits for the device. A mixed image counts as one of the
+        class that has the largest share in it."""
+        target = target if target.ndim == 1 else target.argmax(dim=1)
         terms = torch.stack([loss.detach().float() for loss in losses.values()])
         sums = {"correct": (logits.detach().argmax(dim=1) == target).sum(), **monitor}
         if not self.names:
@@ -145,17 +142,18 @@ class Epoch:
     """What an epoch is trained with, from the first of its steps that is left.
 
     Attributes:
-        lr: the learning rate.
+        rates: the learning rate of each step of the whole epoch.
         schedule: what the method's `schedule` gives for the epoch.
         index, view: the order of this process's images and their views, (M,).
         sizes: of this process's batches.
         teacher: the teacher's logits in that order, (M, C), if they are known.
         uniforms: random numbers in [0, 1) by image, (N, draws), if the method takes some.
         held_out: step, counted from 0 -> images that nothing is trained on, with their labels.
+        mix: step, batch -> what is trained on in its place.
     """
 
     number: int
-    lr: float
+    rates: Sequence[float]
     schedule: Mapping[str, float]
     index: Tensor
     view: Tensor
@@ -163,6 +161,7 @@ class Epoch:
     teacher: Tensor | None = None
     uniforms: Tensor | None = None
     held_out: Callable[[int], HeldOut | None] = lambda step: None
+    mix: Callable[[int, Batch], Batch] = lambda step, batch: batch
 
 
 @contextmanager
@@ -193,15 +192,16 @@ def train_epoch(
         after_step: called when a step is complete; what it raises ends the epoch there.
     """
     distiller.train()
-    for group in optimizer.param_groups:
-        group["lr"] = epoch.lr
     batch_size = max(epoch.sizes, default=0)
     batches = data.batches(epoch.index, epoch.view, epoch.sizes)
     rows = [None] * len(epoch.sizes) if epoch.teacher is None else epoch.teacher.split(epoch.sizes)
     for batch, teacher in zip(batches, rows, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = epoch.rates[meter.step]
         uniforms = None if epoch.uniforms is None else epoch.uniforms[batch.index]
         held_out = epoch.held_out(meter.step)
         context = Context(epoch.schedule, teacher, uniforms, held=held_out)
+        batch = epoch.mix(meter.step, batch)
         with searching(len(batch.target) == batch_size):
             train_step(distiller, optimizer, batch, epoch.number, context, meter, autocast)
         meter.count(len(batch.target))
@@ -217,7 +217,8 @@ def train_step(
     meter: Meter,
     autocast: Callable[[], AbstractContextManager],
 ) -> None:
-    """Forward, the sum of all losses backward, one optimizer step."""
+    """Forward, the sum of all losses backward, one step of the optimizer and what hooks on it:
+    before it the clipping of gradients, after it the average of the weights."""
     with autocast():
         logits, losses = distiller(
             image=batch.image,

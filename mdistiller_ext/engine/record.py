@@ -53,10 +53,12 @@ def summary(history: Sequence[dict[str, float]]) -> dict[str, float]:
     tested = [epoch for epoch in history if "test_top1" in epoch]
     if not tested:
         return {}
+    averages = [epoch["test_ema_top1"] for epoch in tested if "test_ema_top1" in epoch]
     best = max(tested, key=itemgetter("test_top1"))  # of equals the first
     late = [epoch["test_top1"] for epoch in tested if epoch["epoch"] > tested[-1]["epoch"] - 10]
     return {
         "last_epoch_top1": tested[-1]["test_top1"],
+        **({"last_epoch_ema_top1": averages[-1]} if averages else {}),
         "mean_last_10_top1": sum(late) / len(late),
         "best_epoch_top1_selected_on_test": best["test_top1"],
         "best_epoch": best["epoch"],

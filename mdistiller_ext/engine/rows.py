@@ -104,8 +104,15 @@ class Rows:
         self.stack = Stack([row.distiller.student for row in rows], form) if count > 1 else None
         self.parameters = self._parameters()
         self.momenta = [torch.zeros_like(p) for p in self.parameters]
-        # A rate for each weight, so that one kernel updates a list of tensors.
-        self.rates = [torch.zeros_like(p) for p in self.parameters]
+        # Of each step; 0 of a row that rests.
+        self.lr = torch.zeros(count, len(self.sizes), device=device)
+        # A rate for each weight, so that one kernel updates a list of tensors; they are filled in
+        # each step, all at once.
+        self.rate, self.rates = _beside(self.parameters, self.lr.dtype)
+        self.owner, owners = _beside(self.parameters, torch.int32)
+        for row in range(count):
+            for owner in self.of_row(row, owners):
+                owner.fill_(row)
         self.decays = [torch.zeros_like(p) for p in self.parameters]
         self.momentum = rows[0].optimizer.param_groups[0]["momentum"]
         self._share()
@@ -123,14 +130,10 @@ class Rows:
             self.teacher[row, start:] = epoch.teacher
         if self.uniforms is not None and epoch.uniforms is not None:
             self.uniforms[row, :, : epoch.uniforms.shape[1]] = epoch.uniforms
-        self._set_rate(row, epoch.lr)
+        self.lr[row] = torch.tensor(epoch.rates)
         group = next(g for g in self.groups if g.rows.start <= row < g.rows.stop)
         for name, value in epoch.schedule.items():
             group.settings[name][row - group.rows.start].fill_(value)
-
-    def _set_rate(self, row: int, lr: float) -> None:
-        for rate in self.of_row(row, self.rates):
-            rate.fill_(lr)
 
     def start(self, first: int = 0) -> None:
         """Go to a step, counted from 0, of the epoch; all rows are at the same one."""
@@ -161,7 +164,7 @@ class Rows:
             if row in epochs:
                 self.load(row, epochs[row])
             else:
-                self._set_rate(row, 0.0)
+                self.lr[row] = 0.0
         for launch in self.launches(first):
             self.launch(launch)
             launched(*launch)
@@ -331,6 +334,8 @@ class Rows:
 
     def _update(self) -> None:
         """SGD with momentum and weight decay, as torch.optim.SGD, each row at its rate."""
+        now = self.lr.index_select(1, self.position[None]).squeeze(1)
+        torch.index_select(now, 0, self.owner, out=self.rate)
         parts = zip(self.parameters, self.momenta, self.decays, self.rates, strict=True)
         # What is frozen or takes no part has no gradient.
         trained = [(w, w.grad, *more) for w, *more in parts if w.grad is not None]
@@ -371,6 +376,14 @@ def vmappable(distiller: Distiller) -> bool:
     parts = (distiller.loss, *distiller.policies) if isinstance(distiller, Logit) else ()
     ours = all(type(part).__module__.startswith("mdistiller_ext.") for part in parts)
     return ours and all(getattr(part, "vmappable", True) for part in parts)
+
+
+def _beside(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+    """One tensor of zeros, and its parts as tensors that lie in memory as these do."""
+    whole = torch.zeros(sum(t.numel() for t in tensors), dtype=dtype, device=tensors[0].device)
+    like = [torch.empty_like(tensor, device="meta") for tensor in tensors]
+    parts = zip(whole.split([t.numel() for t in tensors]), like, strict=True)
+    return whole, [part.as_strided(t.shape, t.stride()) for part, t in parts]
 
 
 def method(distiller: Distiller) -> Any:

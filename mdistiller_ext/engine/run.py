@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..data import empty_classes
+from ..data import Batch, empty_classes
+from ..data.mixing import mixed
 from ..errors import ConfigError, RunError, Stopped
 from ..files import save
 from ..inert import inert
 from ..memory import is_out_of_memory, out_of_memory
 from ..sections import Parts
-from ..seeding import epoch_generator, random_state, set_random_state
+from ..seeding import epoch_draws, epoch_generator, random_state, set_random_state
+from ..solver import rates
 from ..teacher import Weights
 from . import chain
 from .build import few
@@ -28,7 +30,7 @@ from .evaluation import fidelity, logits_of, numbers, performance, predict, unst
 from .events import Events, Progress
 from .facts import data_facts, method_facts, no_gain, session_facts, teacher_facts
 from .folder import LATEST, check_history, fitting, plain, save_state
-from .loop import Epoch, HeldOut, learning_rate
+from .loop import Epoch, HeldOut
 from .record import peak_memory, summary, write_record
 from .shared import Shared
 from .trainer import Trainer
@@ -129,7 +131,8 @@ class Run:
                 stopped it.
             RunError: it does not fit.
         """
-        check_history(self.history, self._planned, self.folder)
+        begun = [{"epoch": self.epoch, **state["planned"]}] if state["planned"] else []
+        check_history([*self.history, *begun], self._planned, self.folder)
         if state["meter"] and self.world.size > 1:
             raise ConfigError(
                 f"{self.folder}: one process stopped it within epoch {self.epoch}: "
@@ -253,7 +256,7 @@ class Run:
         self.progress.open(epoch)
         return Epoch(
             epoch,
-            self._planned(epoch)["lr"],
+            self._rates(epoch),
             self.trainer.distiller.schedule(epoch),
             index,
             view,
@@ -261,6 +264,7 @@ class Run:
             teacher,
             self._uniforms(epoch),
             self._held_out(epoch),
+            partial(self._mixed, epoch),
         )
 
     def _keys(self, epoch: int) -> tuple[tuple[Tensor, Tensor], list[int]]:
@@ -343,11 +347,13 @@ class Run:
         self.trainer.load_state_dict(kept)
 
     def _planned(self, epoch: int) -> dict[str, float]:
-        """The epoch's learning rate and what the method schedules."""
-        solver = self.solver
-        lr = learning_rate(epoch, solver.LR, solver.LR_DECAY_STAGES, solver.LR_DECAY_RATE)
+        """The learning rate of the epoch's last step and what the method schedules."""
         method = self.trainer.distiller
+        lr = self._rates(epoch)[-1]
         return {"lr": lr, **(method.planned if self.parts.ours else method.schedule)(epoch)}
+
+    def _rates(self, epoch: int) -> list[float]:
+        return rates(self.solver, epoch, self.meter.steps)
 
     def _uniforms(self, epoch: int) -> Tensor | None:
         """The epoch's random numbers by image, (N, draws); None for a method without."""
@@ -372,6 +378,14 @@ class Run:
             return batch.image, batch.target
 
         return held_out
+
+    def _mixed(self, epoch: int, step: int, batch: Batch) -> Batch:
+        """A step's batch, its images mixed if they are to be."""
+        solver = self.solver
+        if not (solver.MIXUP or solver.CUTMIX):
+            return batch
+        draws = epoch_draws(solver.SEED, epoch, 5, step)
+        return mixed(batch, self.parts.classes, solver.MIXUP, solver.CUTMIX, draws)
 
     def _predict(self, network: nn.Module) -> Tensor:
         size = self.parts.test_batch
@@ -399,6 +413,9 @@ class Run:
         measured = performance(logits, self.test_set.targets)
         if self.logits_teacher is not None:
             measured |= fidelity(logits, self.logits_teacher)
+        if average := self.trainer.average:
+            found = performance(self._predict(average.module), self.test_set.targets)
+            measured |= {f"ema_{name}": value for name, value in found.items()}
         return measured
 
     def _check_stop(self) -> None:
@@ -423,6 +440,8 @@ class Run:
         state, record = self._state(), self._record("running")
         whole = state["model"].items()
         student = {k.removeprefix("student."): v for k, v in whole if k.startswith("student.")}
+        average = {k.removeprefix("module."): v for k, v in state["average"].items()}
+        average.pop("n_averaged", None)
         names = ["student_last"]
         if record.get("best_epoch") == epoch:
             names.append("student_best")
@@ -431,6 +450,8 @@ class Run:
 
         def write() -> None:
             save({"model": student}, *(self.folder / name for name in names))
+            if average:
+                save({"model": average}, self.folder / "student_ema")
             save_state(state, self.folder)
             self.kept = epoch
             write_record(self.folder / "record.json", record)
@@ -446,6 +467,7 @@ class Run:
             "environments": self.facts["environments"],
             "history": list(self.history),
             "spent": self.spent,
+            "planned": self._planned(self.epoch) if self.meter.step else {},
             "config": self.facts["config"],
             "teacher_sha256": self.teacher_sha256,
         }

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ..distillers import Distiller, Logit, Vanilla
@@ -17,6 +17,7 @@ from ..teacher import Weights
 from .build import (
     CompiledStudent,
     build_autocast,
+    build_average,
     build_distiller,
     build_optimizer,
     few,
@@ -42,12 +43,18 @@ class Trainer:
         draws: the random numbers that the method needs for each image.
         held_every: in every how manieth step it takes images held out, or 0.
         random: the state of the random generators when the initial weights were drawn.
+        average: of the student's weights, or None.
     """
 
     def __init__(self, parts: Parts, shared: Shared, weights: Weights | None) -> None:
         solver, method, keeps = parts.solver, parts.networks.TYPE, parts.networks.TEACHER_TABLE
         self.kind, self.weights, self.solver = kind(parts.cfg), weights, solver
         self.world, device = shared.world, shared.device
+        if self.world.size > 1 and (solver.MIXUP or solver.CUTMIX):
+            raise ConfigError(
+                f"SOLVER.{'MIXUP' if solver.MIXUP else 'CUTMIX'}: takes one process: the image "
+                f"that another is mixed with may be in another's share of the batch"
+            )
         set_arithmetic(device, solver.TF32)
         self.data, test_set = shared.data(parts)
         self.distiller = self._initial(parts, weights).to(device)
@@ -61,6 +68,10 @@ class Trainer:
             lay_out(
                 self.distiller, self.data, solver.BATCH_SIZE, build_autocast(solver.AMP, device)
             )
+        student = self.distiller.student
+        self.average = build_average(solver, student)
+        if average := self.average:
+            self.optimizer.register_step_post_hook(lambda *_: average.update_parameters(student))
         self.table = None
         if weights and takes_logits and keeps != "off":
             self.table = shared.table(parts, self.distiller, weights, self.data)
@@ -70,7 +81,7 @@ class Trainer:
                 f"no table holds: expected auto or off"
             )
         if solver.COMPILE and not features:
-            CompiledStudent(self.distiller.student)
+            CompiledStudent(student)
         self.classes = parts.classes
         self.draws = self.distiller.draws(parts.classes) if parts.ours else 0
         self.held_every = self.distiller.held_every if parts.ours else 0
@@ -122,6 +133,7 @@ class Trainer:
             "model": self.trained(),
             "optimizer": self.optimizer.state_dict(),
             "meter": self.meter.state_dict(),
+            "average": self.average.state_dict() if self.average else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -133,14 +145,19 @@ class Trainer:
         model = self.distiller.state_dict()
         frozen = {k: v for k, v in model.items() if k.startswith(self.frozen)}
         self.distiller.load_state_dict({**frozen, **state["model"]})
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        parameters = _parameters(self.optimizer)
+        expected = _after_a_step(self.optimizer)
         # The optimizer's settings are the config's; only what its steps left behind is the file's.
         for number, kept in state["optimizer"]["state"].items():
-            momentum, parameter = kept["momentum_buffer"], parameters[number]
-            if momentum.shape != parameter.shape:
-                raise ValueError(f"momentum_buffer has shape {tuple(momentum.shape)}")
-            own = self.optimizer.state[parameter]
-            own.setdefault("momentum_buffer", torch.empty_like(parameter)).copy_(momentum)
+            own = self.optimizer.state[parameters[number]]
+            if kept.keys() != expected[number].keys():
+                raise ValueError(f"the optimizer has {', '.join(map(str, kept))} of a weight")
+            for name, blank in expected[number].items():
+                if kept[name].shape != blank.shape:
+                    raise ValueError(f"{name} has shape {tuple(kept[name].shape)}")
+                own.setdefault(name, blank).copy_(kept[name])
         self.meter.load_state_dict(state["meter"], self.data.targets.device)
 
     def train_epoch(self, epoch: Epoch, after_step: Callable[[], None]) -> None:
@@ -150,6 +167,24 @@ class Trainer:
             distiller, self.optimizer, self.data, epoch, self.meter, self.autocast, after_step
         )
         self.world.merge(self.meter)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+def _after_a_step(optimizer: torch.optim.Optimizer) -> list[dict[str, Tensor]]:
+    """Tensors as an optimizer has them of each weight after a step; their values mean nothing."""
+    groups = [
+        {**group, "params": [nn.Parameter(torch.zeros_like(weight)) for weight in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    kind: Any = type(optimizer)
+    twin = kind(groups)
+    for weight in _parameters(twin):
+        weight.grad = torch.zeros_like(weight)
+    twin.step()
+    return [twin.state[weight] for weight in _parameters(twin)]
 
 
 def kind(cfg: CfgNode) -> dict[str, Any]:

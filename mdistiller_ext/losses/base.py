@@ -19,7 +19,7 @@ class Pair:
 
     Attributes:
         student, teacher: logits (B, C), in float32 or better.
-        target: class indices (B,).
+        target: class indices (B,); of mixed images the share of each class, (B, C).
         tau_s, tau_t: temperatures of the student's and the teacher's softmax, () or (B,).
         tau: the temperature that the loss's factor is made of, () or (B,).
         fixed_student: tau_s is the loss's own; no policy changes it.
@@ -80,9 +80,11 @@ class Loss(Settings):
 
     Attributes:
         OWNS: slots of policies that the loss takes itself, and why: slot -> reason.
+        needs_label: whether it looks at the pair's `target`.
     """
 
     OWNS: ClassVar[dict[str, str]] = {}
+    needs_label: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         check_free(cls.__name__, LOSSES.get(cls.__name__), cls)

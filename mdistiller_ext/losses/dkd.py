@@ -1,6 +1,7 @@
 """Decoupled knowledge distillation, which the paper's three techniques extend."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -29,6 +30,8 @@ class DKD(Loss):
     / T)`, which loses nothing where `p_y` rounds to 0 or 1. Usual weights: CE_WEIGHT 1, KD_WEIGHT
     1, T 4, WARMUP 20; BETA 8, or 2 for pairs with a ResNet-110 teacher.
     """
+
+    needs_label: ClassVar = True
 
     ALPHA: float = setting(1.0, number(0), "weight of TCKD")
     BETA: float = setting(8.0, number(0), "weight of NCKD")

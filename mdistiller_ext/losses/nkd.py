@@ -1,6 +1,7 @@
 """NKD: soft cross-entropies of the target and of the rest."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class NKD(Loss):
     CE_WEIGHT 1, KD_WEIGHT 1, no warm-up. Its code has GAMMA 1.5 and T 1, for ImageNet; for
     CIFAR-100 none are published.
     """
+
+    needs_label: ClassVar = True
 
     GAMMA: float = setting(1.5, number(0), "weight of the classes other than the label")
 

@@ -1,6 +1,7 @@
 """Refined logit distillation: the teacher's mistakes are not taught."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,6 +25,8 @@ class RLD(Loss):
     default, RATIO 0.25 at T 4. Its best ALPHA and BETA differ much between pairs and are published
     for none; its code has 1 and 8. With LS it multiplies both by 9, at T 2.
     """
+
+    needs_label: ClassVar = True
 
     ALPHA: float = setting(1.0, number(0), "weight of the confidence")
     BETA: float = setting(8.0, number(0), "weight of the classes below the label")

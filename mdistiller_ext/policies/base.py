@@ -89,9 +89,11 @@ class Policy(Settings):
 
     Attributes:
         SCHEDULED: settings of which `schedule` shows all that they do.
+        needs_label: whether it looks at the pair's `target`.
     """
 
     SCHEDULED: ClassVar[tuple[str, ...]] = ()
+    needs_label: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         check_free(cls.__name__, POLICIES.get(cls.__name__), cls)

@@ -58,7 +58,7 @@ class DAT(Policy):
             "dat_raised_kl": (divergence * raised).sum(),
             "dat_lowered_kl": (divergence * lowered).sum(),
             "dat_kl": divergence.sum(),
-            "dat_images": torch.full_like(pair.target[0], len(pair.target)),
+            "dat_images": torch.full_like(raised.sum(), len(raised)),
         }
         spread = pair.spread(by)
         if self.MODE == "weight":

@@ -33,6 +33,7 @@ class LP(Policy):
     """
 
     SCHEDULED: ClassVar = ("RATIOS", "STEP_EPOCHS")
+    needs_label: ClassVar = True
 
     RATIOS: list = setting(
         [0.0, 0.13, 0.27, 0.4], list_of(number(0, 1), least=1), "share of the classes, by stage"

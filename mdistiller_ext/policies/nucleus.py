@@ -1,6 +1,7 @@
 """NUCLEUS: the teacher's lowest probabilities are pruned, up to a share of their sum."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ class NUCLEUS(Policy):
     the loss is then at most that of all classes, and less by no more than EPSILON times the KL
     among the pruned.
     """
+
+    needs_label: ClassVar = True
 
     EPSILON: float = setting(0.05, number(0, 1), "what the pruned classes have less than")
     MODE: str = setting("prune", one_of("prune", "lump"), "what becomes of them")

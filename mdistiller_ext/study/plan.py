@@ -20,7 +20,7 @@ from ..engine.environment import imported
 from ..errors import ConfigError, bare, brief, counted
 from ..inert import effect, inert
 from ..packaged import beside
-from ..sections import SHARED
+from ..sections import SECTIONS, SHARED
 from ..settings import NAME, PATH, leaves
 from ..yaml_file import read_yaml
 
@@ -236,9 +236,13 @@ def inert_arms(study: Study) -> list[str]:
 
 
 def conditions_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's config says and two runs that are compared must have in common."""
+    """What a run's config says and two runs that are compared must have in common. A key that did
+    not exist when the run was made had its default's effect."""
     apart = ("SOLVER.SEED", "DATASET.ROOT", "DATASET.NUM_WORKERS")
-    sections = (leaves(config[section], f"{section}.") for section in ("SOLVER", "DATASET"))
+    sections = (
+        leaves(SECTIONS[section].defaults() | config[section], f"{section}.")
+        for section in ("SOLVER", "DATASET")
+    )
     found = {key: value for key, value in chain(*sections) if key not in apart}
     found["LOG.EVAL_EVERY"] = config["LOG"].get("EVAL_EVERY", 1)  # new, and once 1
     return found

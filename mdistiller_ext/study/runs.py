@@ -22,6 +22,7 @@ def page(runs: Mapping[str, dict[str, Any]], facts: Mapping[str, Mapping[str, st
     firsts = [key for epochs in histories.values() for epoch in epochs[:1] for key in epoch]
     losses = {key: key for key in firsts if key.startswith("loss")}
     top1 = {"train_top1": "training top-1, %", "test_top1": "test top-1, %"}
+    top1 |= {"test_ema_top1": "test top-1 of the average, %"}
     schedules = {"lr": "learning rate", "warmup": "share of the distillation loss's weight"}
     schedules |= {key: label for _, key, label, _ in SCHEDULES}
     figures = {
@@ -30,7 +31,9 @@ def page(runs: Mapping[str, dict[str, Any]], facts: Mapping[str, Mapping[str, st
         ),
         "Accuracy: in training on augmented images, while the weights change; on the test set, "
         "or the images held out, after the epoch.": plots.by_run(histories, top1, steps=False),
-        "What was constant within an epoch.": plots.by_run(histories, schedules, steps=True),
+        "What was constant within an epoch, or what its last step had.": plots.by_run(
+            histories, schedules, steps=True
+        ),
         "What was found while training, means over the images of an epoch.": plots.by_run(
             histories, {key: label for _, key, label, _ in FOUND}, steps=False
         ),

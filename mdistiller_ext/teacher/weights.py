@@ -291,7 +291,8 @@ def _recorded(name: str, record: Any) -> Any:
     _, _, which = name.partition("student_")
     if which.isdigit():
         return record["epochs"][int(which) - 1]["test_top1"]
-    return record["best_epoch_top1_selected_on_test" if which == "best" else "last_epoch_top1"]
+    kinds = {"best": "best_epoch_top1_selected_on_test", "ema": "last_epoch_ema_top1"}
+    return record[kinds.get(which, "last_epoch_top1")]
 
 
 def _shapes(state: State) -> dict[str, tuple[int, ...]]:
