@@ -138,8 +138,7 @@ def test_what_is_damaged_or_gone_is_computed_again(tmp_path, network, data, held
         if held:
             other.hold()
         assert torch.equal(other.logits(*keys), before)
-        if held:
-            other.resident.writing.result()
+        other.flush()
         return other.misses
 
     assert missing() == 4
@@ -172,13 +171,13 @@ def test_the_next_epoch_is_computed_between_the_steps_of_this_one(tmp_path, netw
     opened = open_table(tmp_path / "b", network, data)
     opened.hold()
     opened.logits(index[:100], view[:100])
-    assert opened.ahead(index[50:250], view[50:250]) == 150
-    assert opened.ahead(index[200:], view[200:]) == len(index) - 250
+    assert opened.prefetch(index[50:250], view[50:250]) == 150
+    assert opened.prefetch(index[200:], view[200:]) == len(index) - 250
     opened.work()
     assert opened.filled == 100 + opened.chunk
     assert torch.equal(opened.logits(index, view), whole)
-    assert (opened.misses, opened.filled) == (100, opened.rows)
-    opened.resident.writing.result()
+    assert opened.misses == opened.filled == opened.rows
+    opened.flush()
     again = open_table(tmp_path / "b", network, data)
     assert torch.equal(again.logits(index, view), whole) and again.misses == 0
 

@@ -48,8 +48,7 @@ def main(args: argparse.Namespace) -> None:
     root = Path(cfg.DISTILLER.TEACHER_TABLE_ROOT or default_cache())
     dtype, tf32 = cfg.DISTILLER.TEACHER_TABLE_DTYPE, cfg.DISTILLER.TEACHER_TABLE_TF32
     table = TeacherTable(root, teacher, data.to(device), dtype, tf32)
-    if device.type == "cuda":
-        table.hold()
+    table.hold_on_gpu()
     before, start, show = table.filled, time.perf_counter(), watched()
     try:
         with (
@@ -65,13 +64,12 @@ def main(args: argparse.Namespace) -> None:
 
             table.fill(told)
     finally:  # stopped, it says what is kept
+        table.flush()
         seconds, filled = time.perf_counter() - start, table.filled
         print(
             f"{table.folder}: {filled:,} of {table.rows:,} views, "
             f"{table.nbytes / 1e6:,.1f} MB; {filled - before:,} computed in {seconds:.1f} s on "
             f"{device}"
         )
-    if table.resident:
-        table.resident.writing.result()
     if table.problem:
         raise RunError(f"teacher table {table.folder}: {table.problem}")

@@ -278,8 +278,7 @@ def build_table(networks: Networks, distiller: Distiller, data: ImageSet) -> Tea
         print(f"teacher table {table.folder}: not used: {text}, {free / 1e6:,.1f} MB free")
         return None
     print(f"teacher table {table.folder}: {text}")
-    if data.padded.is_cuda and torch.cuda.mem_get_info(data.padded.device)[0] > 2 * table.nbytes:
-        table.hold()
+    table.hold_on_gpu()
     return table
 
 

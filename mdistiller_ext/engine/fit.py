@@ -10,7 +10,8 @@ import torch
 from yacs.config import CfgNode
 
 from ..distillers import RECIPES, source
-from ..errors import ConfigError
+from ..errors import ConfigError, RunError
+from ..memory import is_out_of_memory
 from ..models import ARCHITECTURES
 from ..solver import plain_only
 from .graph import CaptureError, NoGraph
@@ -28,6 +29,7 @@ def fit(run: Run) -> None:
         with run.recorded(cuda_graph=program is not None, stack="none"):
             while not run.ended:
                 epoch = run.plan()
+                run.begin()
                 if program:
                     program.take_epoch({0: epoch}, run.meter.step, run.launched)
                 else:
@@ -242,7 +244,7 @@ def fit_rows(
                 seat.record(results, cuda_graph=graph, stack=form, together=len(seats))
             _catch_up(seats, results)
             _one_epoch(program, seats, form, results)
-            if any(seat.run for seat in seats):
+            if queue or any(seat.run for seat in seats):
                 stop.check()
     except BaseException as error:
         for seat in seats:
@@ -271,8 +273,9 @@ def _in_order(seats: Sequence[Seat]) -> list[Seat]:
 
 
 def _program(seats: Sequence[Seat], form: str) -> Rows:
-    program = build_rows([seat.trainer for seat in seats if seat.trainer], form, answers=True)
-    if program.index.is_cuda:
+    trainers = [seat.trainer for seat in seats if seat.trainer]
+    program = build_rows(trainers, form, answers=True)
+    if program.index.is_cuda and trainers[0].solver.CUDA_GRAPH:
         try:
             program.capture()
         except NoGraph as reason:
@@ -290,7 +293,9 @@ def _catch_up(seats: Sequence[Seat], results: Results) -> None:
 
 
 def _plain_epoch(run: Run) -> None:
-    run.trainer.train_epoch(run.plan(), run.stepped)
+    epoch = run.plan()
+    run.begin()
+    run.trainer.train_epoch(epoch, run.stepped)
 
 
 def _one_epoch(program: Rows, seats: Sequence[Seat], form: str, results: Results) -> None:
@@ -299,9 +304,11 @@ def _one_epoch(program: Rows, seats: Sequence[Seat], form: str, results: Results
     active = {seat: seat.run for seat in seats if seat.run}
     if not active:
         return
+    for seat in active:
+        seat.attempt(active[seat].begin, results)
     # With dense convolutions, what is not finite in a row reaches those that share them.
-    mixing = form != "grouped"
-    kept = {seat: copied(seat.trainer.state_dict()) for seat in seats if mixing and seat.trainer}
+    mixing, failed = form != "grouped", False
+    kept = {seat: copied(seat.trainer.state_dict()) for seat in seats if seat.trainer}
 
     def launched(size: int, count: int) -> None:
         for run in active.values():
@@ -312,9 +319,14 @@ def _one_epoch(program: Rows, seats: Sequence[Seat], form: str, results: Results
 
     rows = {row: plans[seat] for row, seat in enumerate(seats) if seat in active}
     first = next(iter(active.values())).meter.step
-    program.take_epoch(rows, first, launched)
+    try:
+        program.take_epoch(rows, first, launched)
+    except Exception as error:  # as of a loss of one's own
+        if isinstance(error, RunError) or is_out_of_memory(error):
+            raise
+        failed = True
     for seat in seats:
-        if (run := seat.run) and mixing and not run.finite:
+        if (run := seat.run) and (failed or (mixing and not run.finite)):
             # Alone it shows whose fault it was.
             run.restore(kept[seat])
             seat.attempt(partial(_plain_epoch, run), results)

@@ -185,9 +185,10 @@ def check_history(history: Sequence[dict[str, float]], expected: Planned, folder
     for epoch in history:
         for key, value in expected(int(epoch["epoch"])).items():
             if epoch.get(key) != value:
+                was = f"it was {epoch[key]:g}" if key in epoch else "there was none"
                 raise ConfigError(
                     f"{folder}: cannot go on: in a run of so many epochs the {key} of epoch "
-                    f"{epoch['epoch']} is {value:g}, it was {epoch.get(key):g}"
+                    f"{epoch['epoch']} is {value:g}, {was}"
                 )
 
 

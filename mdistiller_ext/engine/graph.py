@@ -3,7 +3,7 @@
 import gc
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -85,8 +85,11 @@ class Graphs:
                     try:
                         for _ in range(count):
                             step(size)
-                    finally:
-                        graph.capture_end()
+                    except Exception:
+                        with suppress(Exception):  # it says no more than that there was one
+                            graph.capture_end()
+                        raise
+                    graph.capture_end()
             except Exception as error:
                 if is_out_of_memory(error):
                     raise out_of_memory(error) from error

@@ -84,7 +84,9 @@ class Run:
         self.history = state["history"] if state else []
         self.kept = len(self.history)  # epochs that `latest` holds
         self.spent = 0.0  # seconds, of an epoch that was stopped in the middle
-        self.missed = 0  # of the teacher's logits of the next epoch, asked for already
+        self.prefetched = 0  # of the teacher's logits of the next epoch, missing so far
+        self.hits: dict[str, float] = {}
+        self.planned = 0  # the last epoch that was planned
         # Rows draw nothing from the global generators: `latest` keeps the state after the initial
         # weights.
         self.random = self.trainer.random
@@ -199,6 +201,8 @@ class Run:
             self._leave(error)
             raise
         finally:
+            if self.table:
+                self.table.flush()
             if self.events:
                 self.events.close(status)
 
@@ -209,15 +213,17 @@ class Run:
             RunError, Stopped: in place of `error`, with what the folder keeps.
         """
         stopped, step = isinstance(error, KeyboardInterrupt), 0
-        with suppress(RunError):  # a full disk must not hide what happened first
-            try:
-                self.writer.wait()
-            finally:
-                del self.history[self.kept :]
-            if self.meter.step and isinstance(error, Stopped):
+        # A full disk must not hide what happened first.
+        with suppress(RunError):
+            self.writer.wait()
+        whole = self.kept == len(self.history)
+        del self.history[self.kept :]
+        with suppress(RunError):
+            if whole and self.meter.step and isinstance(error, Stopped):
                 self._check_weights()
                 save_state(self._state(), self.folder)
                 step = self.meter.step
+        with suppress(RunError):
             self._write_record("interrupted" if stopped else "failed", error=str(error))
         kept = f"{self.folder} keeps the state after {self._progress(step)}"
         if not os.path.exists(self.folder / LATEST):  # False, too, where it may not be asked
@@ -230,13 +236,13 @@ class Run:
 
     def plan(self) -> Epoch:
         """The epoch that comes: its order, views, schedule and, where it can, teacher logits."""
-        epoch, solver = self.epoch, self.solver
+        epoch = self.epoch
         self.started = time.perf_counter() - self.spent
         (index, view), sizes = self._keys(epoch)
         index, view = index[self.meter.images :], view[self.meter.images :]
-        teacher, self.hits, self.filling = None, {}, 0.0
+        teacher = None
         if self.table:
-            before, asked = self.table.misses, time.perf_counter()
+            before = self.table.misses
             with self.progress.filling(len(index)) as bar:
 
                 def told(count: int) -> None:
@@ -244,15 +250,16 @@ class Run:
                     self._check_stop()
 
                 teacher = self.table.logits(index, view, told)
-            self.filling = time.perf_counter() - asked  # no part of the pace
-            missed = self.missed + self.table.misses - before
-            self.hits["teacher_table_hits"] = 100 * (len(index) - missed) / max(1, len(index))
-            ahead = epoch < solver.EPOCHS
-            self.missed = self.table.ahead(*self._keys(epoch + 1)[0]) if ahead else 0
+            missing = self.prefetched + self.table.misses - before
+            self.prefetched = 0
+            if epoch > self.planned:  # not of an epoch that is trained anew
+                share = 100 * (len(index) - missing) / max(1, len(index))
+                self.hits = {"teacher_table_hits": share}
         elif self.logits_teacher is not None and not self.alone:
             # Beside other runs the step has no place for a teacher.
             batches = self.train_set.batches(index, view, self.parts.test_batch)
             teacher = logits_of(self.trainer.distiller.teacher, batches)
+        self.planned = epoch
         self.progress.open(epoch)
         return Epoch(
             epoch,
@@ -266,6 +273,13 @@ class Run:
             self._held_out(epoch),
             partial(self._mixed, epoch),
         )
+
+    def begin(self) -> None:
+        """Before the first step of an epoch that was planned: what came before is no part of its
+        pace, and what the table lacks of the next epoch may be computed between the steps."""
+        self.filling = time.perf_counter() - self.started - self.spent
+        if self.table and self.epoch < self.solver.EPOCHS:
+            self.prefetched = self.table.prefetch(*self._keys(self.epoch + 1)[0])
 
     def _keys(self, epoch: int) -> tuple[tuple[Tensor, Tensor], list[int]]:
         """(images, views) of an epoch in this process, in order, and the sizes of its steps."""
@@ -284,7 +298,8 @@ class Run:
         self.stepped()
 
     def stepped(self) -> None:
-        """After each step, or each launch of some: show it, and heed a signal to stop."""
+        """After each step, or each launch of some: compute some of what `begin` asked for, show how
+        far the run is, and heed a signal to stop."""
         if self.table:
             self.table.work()
         self.progress(self.meter)
@@ -328,7 +343,8 @@ class Run:
 
     def may_stop(self) -> None:
         """Between two epochs: heed a signal, in all processes of the run at once."""
-        self.stop.signum = self.world.largest(self.stop.signum)
+        if signum := self.world.largest(self.stop.signum):
+            self.stop.signum = signum
         if not self.ended:
             self.stop.check()
 

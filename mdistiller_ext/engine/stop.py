@@ -3,7 +3,7 @@
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import Stopped
 
@@ -20,8 +20,10 @@ class StopSignals:
     of a shell. Outside the main thread, where Python allows no handlers, nothing is ever noted.
 
     Attributes:
-        signum: of the signal that was noted, or 0.
+        signum: of the signal that was noted, or 0. One within another begins with the other's.
     """
+
+    entered: ClassVar[list["StopSignals"]] = []  # of the main thread, the innermost last
 
     def __init__(self) -> None:
         self.signum = 0
@@ -29,8 +31,11 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            heeded = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
-            self.before = {number: signal.signal(number, self._note) for number in heeded}
+            self.signum = self.entered[-1].signum if self.entered else 0
+            self.entered.append(self)
+            if not self.signum:
+                heeded = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+                self.before = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def __exit__(
@@ -39,12 +44,17 @@ class StopSignals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._restore()
+        if self in self.entered:
+            self.entered.remove(self)
+
+    def _restore(self) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
-        self.__exit__(None, None, None)
+        self._restore()
 
     def check(self, *_: Any) -> None:
         """Raise Stopped if a signal was noted. Arguments are ignored: it serves as a callback."""

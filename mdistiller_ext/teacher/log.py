@@ -1,7 +1,5 @@
 """Rows of numbers in files to which several processes append without a lock."""
 
-import errno
-import os
 import secrets
 from collections.abc import Iterator
 from contextlib import suppress
@@ -44,8 +42,8 @@ class Log:
 
     def refresh(self) -> None:
         """See what has been appended, by whomever."""
-        with suppress(OSError):
-            for name in sorted(file.stem for file in self.folder.glob("*.keys")):
+        for name in sorted(file.stem for file in self.folder.glob("*.keys")):
+            with suppress(OSError):  # another user's, perhaps
                 known = self.segments.setdefault(name, 0)
                 file = self.folder / f"{name}.keys"
                 if file.stat().st_size // KEY.itemsize == known:
@@ -68,9 +66,9 @@ class Log:
         for segment in np.unique(number[there]):
             with suppress(OSError, ValueError):  # it is gone, or empty
                 # Not mapped for longer: each map would keep a file open.
-                numbers = np.memmap(self.folder / f"{names[segment]}.rows", self.dtype, "r")
-                whole = len(numbers) // self.columns * self.columns
-                kept = numbers[:whole].reshape(-1, self.columns)
+                file = self.folder / f"{names[segment]}.rows"
+                shape = file.stat().st_size // (self.columns * self.dtype.itemsize), self.columns
+                kept = np.memmap(file, self.dtype, "r", shape=shape)
                 of_it = np.flatnonzero((number == segment) & (row < len(kept)))
                 rows[of_it] = kept[row[of_it]]
         return rows, there, there & (checksum(rows, position) == self.sums[position])
@@ -107,9 +105,8 @@ class Log:
         keys = np.empty(len(position), KEY)
         keys["position"], keys["sum"] = position, checksum(rows, position)
         for kind, content in (("rows", rows), ("keys", keys)):
-            with (self.folder / f"{self.own}.{kind}").open("ab", buffering=0) as file:
-                if file.write(content.tobytes()) != content.nbytes:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            with (self.folder / f"{self.own}.{kind}").open("ab") as file:
+                file.write(content.tobytes())
 
 
 def checksum(rows: Any, position: Any) -> Any:

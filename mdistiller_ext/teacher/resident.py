@@ -14,7 +14,8 @@ from .log import checksum
 
 class Resident:
     """What is missing is computed on a stream of its own, beside the training's steps, and written
-    by a thread.
+    by a thread, which gets copies in the host's memory and never asks the GPU for anything. All
+    methods are for the training's thread and stream.
 
     Args:
         shape: (positions, classes).
@@ -25,7 +26,8 @@ class Resident:
 
     Attributes:
         rows: (positions, classes).
-        present: (positions,), whether a row is there, or will be when `finish` has been called.
+        claimed: (positions,), whether a row is there, or will be when `finish` has been called.
+        damaged: slices' rows that did not match their checksums.
     """
 
     def __init__(
@@ -40,30 +42,32 @@ class Resident:
     ) -> None:
         self.chunk, self.compute, self.keep = chunk, compute, keep
         self.rows = torch.empty(shape, dtype=dtype, device=device)
-        self.present = torch.zeros(shape[0], dtype=torch.bool, device=device)
+        self.claimed = torch.zeros(shape[0], dtype=torch.bool, device=device)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.missing: deque[Tensor] = deque()
         self.fresh: list[tuple[Tensor, Tensor, Tensor]] = []
         self.pool, self.writing = ThreadPoolExecutor(1), Future[None]()
         self.writing.set_result(None)
+        self.damaged = 0
         for of_slice in slices:
             position, sums, rows = (part.to(device) for part in of_slice)
             whole = checksum(rows, position) == sums
+            self.damaged += len(whole) - int(whole.sum())
             self.rows[position[whole]] = rows[whole]
-            self.present[position[whole]] = True
+            self.claimed[position[whole]] = True
 
     @property
     def count(self) -> int:
         """The positions that have a row."""
-        return int(self.present.sum()) - sum(map(len, self.missing))
+        return int(self.claimed.sum()) - sum(map(len, self.missing))
 
-    def ask(self, position: Tensor) -> int:
-        """Plan what is missing at positions (M,), each once; returns how much that is."""
-        missing = position[~self.present[position]]
-        self.present[missing] = True
+    def claim(self, position: Tensor) -> int:
+        """Plan what is missing at positions (M,), all different; returns how much that is."""
+        missing = position[~self.claimed[position]]
+        self.claimed[missing] = True
         self.missing += missing.split(self.chunk) if len(missing) else ()
         if self.stream:
-            self.stream.wait_stream(torch.cuda.current_stream())
+            self.stream.wait_stream(torch.cuda.current_stream(self.rows.device))
         return len(missing)
 
     def work(self) -> int:
@@ -81,14 +85,22 @@ class Resident:
         return len(position)
 
     def finish(self, progress: Callable[[int], Any] | None = None) -> None:
-        """Compute all that is missing, and write what is new while the training goes on."""
+        """Compute all that was claimed, by whomever; then write it while the training goes on."""
         while count := self.work():
             if progress:
                 progress(count)
+        self._write()
+
+    def flush(self) -> None:
+        """Wait until all that was computed is written."""
+        self._write()
+        self.writing.result()
+
+    def _write(self) -> None:
         if not self.fresh:
             return
         if self.stream:
-            torch.cuda.current_stream().wait_stream(self.stream)
+            torch.cuda.current_stream(self.rows.device).wait_stream(self.stream)
             self.stream.synchronize()  # the copies to the host, too
         _, position, rows = zip(*self.fresh, strict=True)
         self.fresh = []

@@ -151,7 +151,7 @@ class TeacherTable:
         """The network's logits, (M, C), float32, of views (M,) of images (M,); on their device."""
         position = self._position(index, view)
         if self.resident:
-            lacking = self.resident.ask(position)
+            lacking = self.resident.claim(position)
             self.misses, self.hits = self.misses + lacking, self.hits + len(position) - lacking
             if progress:
                 progress(len(position) - lacking)
@@ -187,17 +187,25 @@ class TeacherTable:
         self.hits += len(position) - (self.misses - before)
         return found.to(self.device, torch.float32)
 
-    def ahead(self, index: Tensor, view: Tensor) -> int:
+    def prefetch(self, index: Tensor, view: Tensor) -> int:
         """Let `work` compute what of the next epoch is missing; returns how much that is.
 
         Nothing without `hold`: on a CPU it would take the steps' cores.
         """
-        return self.resident.ask(self._position(index, view)) if self.resident else 0
+        missing = self.resident.claim(self._position(index, view)) if self.resident else 0
+        self.misses += missing
+        return missing
 
     def work(self) -> None:
-        """Between two launches: a chunk of what `ahead` was asked for."""
+        """Between two launches: a chunk of what `prefetch` was asked for."""
         if self.resident:
-            self.resident.work()
+            with suppress(torch.OutOfMemoryError):  # then it is computed before the next epoch
+                self.resident.work()
+
+    def flush(self) -> None:
+        """Wait until all that was computed is written."""
+        if self.resident:
+            self.resident.flush()
 
     def _position(self, index: Tensor, view: Tensor) -> Tensor:
         if self.places is not None:
@@ -218,6 +226,12 @@ class TeacherTable:
         self.resident = Resident(
             shape, kind, self.device, self.chunk, self._compute, self._keep, self.log.slices()
         )
+        self.damaged += self.resident.damaged
+
+    def hold_on_gpu(self) -> None:
+        """`hold` where a GPU has twice the memory for it."""
+        if self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] > 2 * self.nbytes:
+            self.hold()
 
     def _laid_out(self) -> int:
         """Lay the network out as it is faster, if it works so; returns its number of classes."""
