@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from .config import get_cfg, load_cfg
     from .data import register_dataset
     from .distillers import distiller_dict, register_method
-    from .engine import distill, train
+    from .engine import distill, load_student, train
     from .losses import dkd_loss, kl_divergence
     from .models import cifar_model_dict, register_network
     from .policies.dat import sample_temperature
@@ -26,6 +26,7 @@ _HOMES = {
     "get_cfg": ".config",
     "kl_divergence": ".losses",
     "load_cfg": ".config",
+    "load_student": ".engine",
     "pruned_count": ".policies.lp",
     "pruning_mask": ".policies.lp",
     "register": ".toolkit.registration",
@@ -45,6 +46,7 @@ __all__ = [
     "get_cfg",
     "kl_divergence",
     "load_cfg",
+    "load_student",
     "pruned_count",
     "pruning_mask",
     "register",

@@ -10,6 +10,7 @@ from .command import run
 COMMANDS = {
     "train": "a student or a teacher, as a config says",
     "eval": "measure a network on a test set",
+    "export": "write a trained network as ONNX, torch.export and safetensors",
     "show": "what runs did: a few lines, and a page of pictures",
     "anatomy": "what EAT, DAT and LP assume, measured on trained networks",
     "compare": "run a study, or report what can be concluded from it",

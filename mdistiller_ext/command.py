@@ -63,6 +63,11 @@ def existing(word: str) -> Path:
     return path(word)
 
 
+def new_file(word: str) -> Path:
+    """The type of one that will be written: a slip in its folder is told without waiting."""
+    return existing(str(path(word).parent)) / path(word).name
+
+
 class Parser(argparse.ArgumentParser):
     """One that knows the options of the toolkit's forks."""
 

@@ -229,7 +229,7 @@ def check(cfg: CN, before: Mapping[str, str] = MappingProxyType({})) -> dict[str
     if source(cfg.DISTILLER) == "mdistiller":  # its registry has been asked already
         del alone["DISTILLER.TYPE"]
     apply(alone)
-    names = ["DATASET.TYPE", "DATASET.HOLDOUT", "DISTILLER.TYPE"]
+    names = ["DATASET.TYPE", "DATASET.HOLDOUT", "DATASET.LIMIT", "DISTILLER.TYPE"]
     names += ["DISTILLER.STUDENT", "DISTILLER.TEACHER"]
     if not faults.keys() & set(names):
         try:

@@ -146,10 +146,7 @@ def parse(path: Path, raw: bytes) -> Any:
             if isinstance(value, Tensor) and not _is_dense(value):
                 raise ValueError(f"{name} is no tensor with a real number for each element")
     except Exception as error:  # an untrusted file can raise anything
-        reason = _unreadable(error)
-        if path.suffix == ".safetensors":
-            reason = "it is one of safetensors: torch.save(load_file(..), ..) makes one of it"
-        raise RunError(f"{path}: not a readable checkpoint: {reason}") from error
+        raise RunError(f"{path}: not a readable checkpoint: {_unreadable(error)}") from error
     return content
 
 

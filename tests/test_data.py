@@ -171,6 +171,8 @@ def test_real_cifar100(shared):
     train, test = cifar100.load(shared)
     assert (len(train), len(test)) == (50_000, 10_000)
     assert train.targets.bincount().tolist() == [500] * 100
+    names = (shared / "cifar-100-binary" / "fine_label_names.txt").read_text().split()
+    assert train.class_names == test.class_names == names
     pixels = train.padded[:, :, 4:-4, 4:-4].float() / 255
     assert pixels.mean(dim=(0, 2, 3)).tolist() == pytest.approx(cifar100.MEAN, abs=2e-4)
 

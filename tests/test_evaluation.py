@@ -7,8 +7,8 @@ from conftest import reads
 from scipy.special import log_softmax, rel_entr, softmax
 
 from mdistiller_ext.engine import fidelity, numbers, performance
-from mdistiller_ext.engine.evaluation import calibration_error
-from mdistiller_ext.engine.record import summary
+from mdistiller_ext.engine.evaluation import calibration_error, confusion
+from mdistiller_ext.engine.record import by_class, summary
 from mdistiller_ext.errors import RunError
 
 
@@ -29,6 +29,16 @@ def test_performance(arrays):
     assert found["nll"] == pytest.approx(nll, rel=1e-6)
     confidence, hit = softmax(logits, axis=1).max(1), order[:, 0] == targets
     assert found["ece"] == pytest.approx(brute_force(confidence, hit), abs=1e-12)
+
+
+def test_confusion_counts_labels_by_predictions(arrays):
+    logits, _, targets = arrays
+    expected = np.zeros((10, 10), int)
+    for row, target in zip(logits, targets, strict=True):
+        expected[target, row.argmax()] += 1
+    found = confusion(torch.tensor(logits), torch.tensor(targets))
+    assert (found.numpy() == expected).all()
+    assert by_class([[3, 1], [0, 0]]) == {"top1": [75.0, None], "confusion": ["3 1", "0 0"]}
 
 
 def brute_force(confidence, hit):

@@ -12,16 +12,18 @@ import yaml
 from conftest import CPU, ROOT
 from PIL import Image
 
-from mdistiller_ext import distill, memory, register_dataset
+from mdistiller_ext import distill, inert, memory, register_dataset
 from mdistiller_ext.config import load_cfg
 from mdistiller_ext.data import (
     DATASETS,
     Dataset,
+    ImageSet,
     digits,
     facts,
     get_dataset,
     identity,
     stratified,
+    trained_on,
 )
 from mdistiller_ext.engine import default_name, train
 from mdistiller_ext.engine.record import read_record
@@ -61,6 +63,104 @@ def test_a_folder_is_decoded_once_scaled_and_measured(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(Image, "open", lambda file: pytest.fail("it is kept"))
     assert torch.equal(get_dataset(node)[0].padded, train_set.padded)
+
+
+@pytest.mark.parametrize("form", ["train", "root"])
+def test_a_folder_without_a_test_set_holds_a_part_out(workdir, capsys, form):
+    """With train/ alone, or the classes in the root itself; each class gives its share."""
+    whole = pictures(workdir / "whole", count=5, splits=("train", "test"))
+    root = pictures(workdir / "d", count=5, splits=("train",))
+    root = root / "train" if form == "root" else root
+    options = ["DATASET.TYPE", "folder", "DATASET.ROOT", str(root), "DATASET.SIDE", "8"]
+    options += ["DISTILLER.STUDENT", "resnet8", "SOLVER.EPOCHS", "1"]
+    missing = "val/ or test/" if form == "train" else "train/"
+    with pytest.raises(ConfigError, match=f"holds no folder {missing}: expected .*DATASET.HOLDOUT"):
+        load_cfg(None, options)
+    cfg = load_cfg(None, [*options, "DATASET.HOLDOUT", "0.4"])
+    record, _ = train(cfg, "r", CPU)
+    said = capsys.readouterr().out
+    assert f"DATASET.ROOT {root}: holds no test set: DATASET.HOLDOUT takes its place" in said
+    assert record["data"]["evaluated_on"] == "6 training images, held out"
+    assert record["data"]["class_names"] == ["cat", "dog", "eel"]
+    assert [sum(map(int, row.split())) for row in record["by_class"]["confusion"]] == [2, 2, 2]
+    assert facts(cfg.DATASET) == (9, 3, 8)
+    split = section(TYPE="folder", ROOT=str(whole), SIDE=8)  # with test/ for val/
+    for one, other in zip(
+        get_dataset(cfg.DATASET), get_dataset({**split, "HOLDOUT": 0.4}), strict=True
+    ):
+        assert torch.equal(one.padded, other.padded) and torch.equal(one.targets, other.targets)
+    assert len(get_dataset(split)[1]) == 15
+
+
+def test_a_folder_with_a_test_set_and_no_training_set_is_refused(tmp_path):
+    root = pictures(tmp_path / "d", splits=("val",))
+    for node in (section(TYPE="folder", ROOT=str(root), SIDE=8), section(TYPE="folder", SIDE=8)):
+        with pytest.raises(ConfigError, match="holds no folder train/"):
+            get_dataset({**node, "HOLDOUT": 0.4})
+
+
+def test_class_names_that_are_not_those_of_the_labels_are_refused():
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2
+    for names, fault in (([], ""), (["a", "b"], ""), (["a"], "has 1 class names, and labels of 2")):
+        data = ImageSet.build(*images, (0.5,) * 3, (0.5,) * 3, 1, False, names)
+        register_dataset("mine")(lambda settings, data=data: (data, data))
+        try:
+            if fault:
+                with pytest.raises(ConfigError, match=f"DATASET.TYPE mine: {fault}"):
+                    get_dataset(section(TYPE="mine"))
+                continue
+            for part in get_dataset(section(TYPE="mine", PADDING=2, HOLDOUT=0.5, LIMIT=0)):
+                assert part.class_names == (names or ["0", "1"])
+        finally:
+            del DATASETS["mine"]
+
+
+def test_a_limit_is_the_first_images_of_each_class_with_the_same_tests_and_table(tmp_path):
+    whole, test = digits.load()
+    node = section(TYPE="digits", LIMIT=3)
+    few, same = get_dataset(node)
+    places = [(whole.targets == n).nonzero().flatten()[:3] for n in range(10)]
+    assert torch.equal(few.places, torch.cat(places).sort().values)
+    assert torch.equal(few.padded, whole.padded[few.places]) and facts(node) == (30, 10, 8)
+    assert torch.equal(same.padded, test.padded)
+    network = cifar_model_dict["resnet8"][0](num_classes=10).eval()
+    tables = [TeacherTable(tmp_path, network, data) for data in (whole, few)]
+    assert tables[0].folder == tables[1].folder
+    held = {**node, "HOLDOUT": 0.2}
+    few, same = get_dataset(held)
+    assert few.targets.bincount().tolist() == [3] * 10 and facts(held).images == len(few)
+    assert torch.equal(same.padded, get_dataset({**held, "LIMIT": 0})[1].padded)
+    assert set(few.places.tolist()) <= set(get_dataset({**held, "LIMIT": 0})[0].places.tolist())
+    for share, most in ((0.0, 55), (0.2, 44)):
+        message = f"DATASET.LIMIT: {most} leaves out no image: a class has at most {most} training"
+        with pytest.raises(ConfigError, match=message):
+            load_cfg(None, ["DATASET.TYPE", "digits", "DATASET.LIMIT", most, *holding(share)])
+    assert load_cfg(None, ["DATASET.TYPE", "digits", "DATASET.LIMIT", 54])
+
+
+def holding(share):
+    return ["DATASET.HOLDOUT", share]
+
+
+def test_a_limited_run_is_never_taken_for_a_full_one(digits_cfg, capfd, tool):
+    """It is another run, under another name, it is said, and so is a teacher of it."""
+    options = ["DATASET.LIMIT", "5", "SOLVER.EPOCHS", "1"]
+    cfg, full = digits_cfg("vanilla", *options), digits_cfg("vanilla", *options[2:])
+    assert default_name(cfg, options).split(",")[2:4] == ["LIMIT=5", "EPOCHS=1"]
+    assert inert.effect(cfg) != inert.effect(full)
+    assert trained_on(cfg.DATASET) == "digits_limit5" and trained_on(full.DATASET) == "digits"
+    record, folder = train(cfg, "r", CPU)
+    line = "warning: DATASET.LIMIT 5: trained on 50 images of the data set, as a quick try"
+    assert line in capfd.readouterr().out and record["data"]["train_images"] == 50
+    with pytest.raises(ConfigError, match=r"LIMIT 5 -> 0"):
+        train(full, "r", CPU, resume=True)
+    assert " on digits (at most 5 training images of a class), " in tool("show", str(folder))[1]
+    words = ["-m", "resnet8", "-d", "digits", "-c", str(folder / "student_last")]
+    said = "was trained with DATASET.LIMIT 5, so without some of the images"
+    assert said in tool("eval", *words)[1]
+    assert said in tool("eval", *words, "DATASET.LIMIT", "6")[1]
+    assert said not in tool("eval", *words, "DATASET.LIMIT", "4")[1]
+    assert said not in tool("eval", "-c", str(folder))[1]
 
 
 def test_a_folder_that_changed_is_decoded_again(tmp_path):

@@ -139,6 +139,16 @@ def test_what_never_acts_is_said(stubs, write):
     assert all(line in text for line in warnings)
 
 
+def test_runs_of_a_part_of_the_training_set_are_said_to_be_that(stubs, write):
+    built = stubs(options={"SOLVER.EPOCHS": 3, "DATASET.LIMIT": 5})
+    for job in built.jobs:
+        edit(job, data={"train_images": 50, "evaluated_on": "the test set", "classes": 10})
+    text, folder = write(built)
+    line = "DATASET.LIMIT 5: trained on 50 images of the data set, as a quick try"
+    assert line in json.loads((folder / "report.json").read_text())["warnings"] and line in text
+    assert "DATASET.LIMIT 5," in section((folder / "report.md").read_text(), "What each arm set")
+
+
 def test_missing_runs_are_a_line_an_arm(stubs):
     built = stubs()
     edit(built.jobs[0], status="failed", error="the loss is not finite")

@@ -12,7 +12,7 @@ from matplotlib import font_manager
 
 from mdistiller_ext.commands import show
 from mdistiller_ext.engine import train
-from mdistiller_ext.engine.record import read_record, write_record
+from mdistiller_ext.engine.record import by_class, read_record, write_record
 from mdistiller_ext.study import formats, plots
 
 
@@ -33,10 +33,35 @@ def test_a_run_is_a_few_lines_and_a_page(run, tool):
     assert re.search(r"  temperature     4 (\S)\1\1 4\n", output)
     assert output.endswith(f"page: {run / 'show.html'}\n")
     page = (run / "show.html").read_text()
-    assert page.count("data:image/svg+xml") == 4 and "http" not in page
+    assert page.count("data:image/svg+xml") == 5 and "http" not in page
     assert "all: the groups of DAT" in page and "STEP_EPOCHS: 15" in page
     tool("show", str(run))
     assert (run / "show.html").read_text() == page
+
+
+def test_a_run_names_its_hardest_classes_and_what_is_confused(run, tool, monkeypatch):
+    record = read_record(run / "record.json")
+    rows = [[20 * (n == k) for k in range(10)] for n in range(10)]
+    rows[3][3], rows[3][5], rows[3][8] = 14, 5, 1
+    rows[7][7], rows[7][1] = 18, 2
+    rows[9] = [0] * 10
+    names = [*"0123456\n<9"]
+    changes = {"by_class": by_class(rows), "data": {**record["data"], "class_names": names}}
+    write_record(run / "record.json", record | changes)
+    output = tool("show", str(run))[1]
+    top5 = record["epochs"][-1]["test_top5"]
+    assert f"\n  test top-5      {top5:.2f} %\n" in output
+    assert "\n  hardest         3 70.0 %,   90.0 %, 0 100.0 %, 1 100.0 %\n" in output
+    confused = "3 as 5 (5 of 20),   as 1 (2 of 20), 3 as < (1 of 20)"
+    assert f"\n  confused        {confused}\n" in output
+    page = (run / "show.html").read_text()
+    assert "<td>3</td><td>70.00</td>" in page and "<td>9</td><td></td>" in page
+    assert "<td>&lt;</td><td>100.00</td>" in page
+    few = {"by_class": by_class([[4, 1], [0, 5]])}
+    few["data"] = {**record["data"], "class_names": ["cat", "dog"]}
+    write_record(run / "record.json", record | few)
+    output = tool("show", str(run))[1]
+    assert "confused        cat as dog (1 of 5)\n" in output and "top-5" not in output
 
 
 def test_runs_that_stopped_or_have_just_begun_are_shown_beside_others(run, digits_cfg, tool):

@@ -478,7 +478,9 @@ def test_different_conditions_are_not_mixed(study):
         check_conditions(built, collect(built)[0], ["torch"])
 
 
-@pytest.mark.parametrize(("key", "usual"), [("SOLVER.EPOCHS", 3), ("LOG.EVAL_EVERY", 1)])
+@pytest.mark.parametrize(
+    ("key", "usual"), [("SOLVER.EPOCHS", 3), ("LOG.EVAL_EVERY", 1), ("DATASET.LIMIT", 0)]
+)
 def test_arms_trained_or_evaluated_unequally_are_not_mixed(study, key, usual):
     arms = TREE["arms"] | {"LP": {"cfg": "dkd_lp.yaml", "options": {key: 4}}}
     built = study(arms=arms)

@@ -1,6 +1,7 @@
 """Where teachers' weights are looked for, and which files are refused."""
 
 import hashlib
+import json
 import sys
 import tarfile
 from pathlib import Path
@@ -280,7 +281,28 @@ def test_a_teacher_is_measured_against_its_record(digits_cfg, tool):
     assert expected in tool("eval", *words, str(folder / "student_last"), "--json")[2]
 
 
-def test_a_file_of_safetensors_is_named(workdir):
-    Path("w.safetensors").write_bytes(b"\x08" + bytes(7) + b"{}      ")
-    with pytest.raises(RunError, match="it is one of safetensors"):
+def test_a_file_of_safetensors_is_read_as_any_other(workdir, capsys, monkeypatch):
+    safetensors = pytest.importorskip("safetensors.torch")
+    _, state = named("resnet8")
+    safetensors.save_file(under("module.", state), "w.safetensors")
+    assert same(loaded(file="w.safetensors"), state)
+    said = "w.safetensors: takes the prefix module. off its names\n"
+    assert capsys.readouterr().out == said
+    record = {"last_epoch_top1": 61.0, "data": {"evaluated_on": "the test set"}}
+    record |= {"best_epoch_top1_selected_on_test": 62.0}
+    Path("record.json").write_text(json.dumps(record))
+    for name, top1 in (("last", 61.0), ("best", 62.0)):
+        Path("w.safetensors").rename(f"student_{name}.safetensors")
+        assert load_weights(Path(f"student_{name}.safetensors")).claim[0] == top1
+        Path(f"student_{name}.safetensors").rename("w.safetensors")
+    content = Path("w.safetensors").read_bytes()
+    for damaged in (b"", b"hello", content[:-1], content[:100], b"\xff" * 8 + content[8:]):
+        Path("w.safetensors").write_bytes(damaged)
+        with pytest.raises(RunError, match=r"w\.safetensors: not a readable checkpoint: ") as error:
+            load_weights(Path("w.safetensors"))
+        assert "\n" not in str(error.value)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(
+        ConfigError, match=r"w\.safetensors: .*: pip install 'mdistiller-ext\[export"
+    ):
         load_weights(Path("w.safetensors"))

@@ -11,9 +11,8 @@ checkout, else a plain loop of the same kind.
 """
 
 import argparse
-from pathlib import Path
 
-from mdistiller_ext.command import existing, path, run_tool
+from mdistiller_ext.command import new_file, path, run_tool
 from mdistiller_ext.errors import ConfigError
 
 
@@ -42,11 +41,6 @@ def main(args: argparse.Namespace) -> None:
     from ladder import climb
 
     climb(args)
-
-
-def new_file(word: str) -> Path:
-    """The type of --json: what measures for minutes tells a slip before."""
-    return existing(str(Path(word).parent)) / Path(word).name
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from ..errors import ConfigError
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 40  # characters of a sparkline
+FEW = 4  # classes, and confusions, that are named
 FIGURES = {
     "loss": "loss",
     "train_top1": "train top-1, %",
@@ -77,17 +78,42 @@ def about(record: dict[str, Any]) -> dict[str, str]:
             f"{record['best_epoch_top1_selected_on_test']:.2f} % in epoch {record['best_epoch']} "
             f"(the best, selected on {where})"
         )
+    data = config["DATASET"]["TYPE"]
+    if limit := config["DATASET"].get("LIMIT"):
+        data += f" (at most {limit} training images of a class)"
     facts = {
         "run": f"{method(config)}, "
         + (f"{teacher['name']} ({teacher['test_top1']:.2f} %) -> " if teacher else "")
-        + f"{node['STUDENT']} on {config['DATASET']['TYPE']}, seed {config['SOLVER']['SEED']}",
+        + f"{node['STUDENT']} on {data}, seed {config['SOLVER']['SEED']}",
         "status": f"{record['status']}, {len(epochs)} of {config['SOLVER']['EPOCHS']} epochs in "
         + f"{seconds}{': ' if record.get('error') else ''}{record.get('error', '')}",
         "test top-1": top1,
+        **classes(record),
         "made": f"{session.get('started', '')[:10]} on {session['device_name']}, torch "
         + f"{session['torch']}, commit {str(session.get('git_commit'))[:12]}",
     }
     return {key: printable(text) for key, text in facts.items()}
+
+
+def classes(record: dict[str, Any]) -> dict[str, str]:
+    """Of a finished run: top-5 if there are more classes, the classes that are hardest, and what is
+    confused most often."""
+    from ..engine.record import confusion_of
+
+    if not (counts := confusion_of(record)) or not record["epochs"]:
+        return {}
+    names, last = record["data"]["class_names"], record["epochs"][-1]
+    top1 = [(top1, n) for n, top1 in enumerate(record["by_class"]["top1"]) if top1 is not None]
+    wrong = [(-c, n, k) for n, row in enumerate(counts) for k, c in enumerate(row) if k != n and c]
+    texts = {
+        "test top-5": f"{last['test_top5']:.2f} %" if len(names) > 5 else "",
+        "hardest": ", ".join(f"{names[n]} {top1:.1f} %" for top1, n in sorted(top1)[:FEW]),
+        "confused": ", ".join(
+            f"{names[n]} as {names[k]} ({-count} of {sum(counts[n])})"
+            for count, n, k in sorted(wrong)[:FEW]
+        ),
+    }
+    return {key: text for key, text in texts.items() if text}
 
 
 def method(config: Mapping[str, Any]) -> str:

@@ -68,6 +68,9 @@ class Dataset(Settings):
         0.0, number_to(0, 0.9), "share of the training images that takes the test set's place"
     )
     HOLDOUT_SEED: int = setting(0, number(0, 2**63), "which images these are")
+    LIMIT: int = setting(
+        0, count(0), "training images of each class, the first so many, for a quick try; 0: all"
+    )
     NUM_WORKERS: int = setting(2, count(0), "the toolkit's; no effect here")
 
 
@@ -96,9 +99,7 @@ def facts(node: Mapping[str, Any]) -> Facts:
     source = DATASETS[settings.TYPE]
     if source.known:
         of_class, side = source.known(settings)
-        held = sum(_held(count, settings.HOLDOUT) for count in of_class)
-        _check_held(held, settings.HOLDOUT, max(of_class))
-        return Facts(sum(of_class) - held, len(of_class), side)
+        return Facts(sum(_left(of_class, settings)), len(of_class), side)
     file = Path(settings.ROOT)
     key = source, repr(settings), file.stat().st_mtime_ns if file.exists() else 0
     if key not in LOADED:  # a study asks for each of its runs
@@ -122,10 +123,9 @@ def identity(node: Mapping[str, Any]) -> str:
 
 
 def trained_on(node: Mapping[str, Any]) -> str:
-    """A name for the images that a section DATASET trains on: `identity`, and what is held out."""
-    if not node["HOLDOUT"]:
-        return identity(node)
-    return f"{identity(node)}_holdout{node['HOLDOUT']}_seed{node['HOLDOUT_SEED']}"
+    """A name for the images that a section DATASET trains on: `identity`, and what is left out."""
+    held = f"_holdout{node['HOLDOUT']}_seed{node['HOLDOUT_SEED']}" if node["HOLDOUT"] else ""
+    return identity(node) + held + (f"_limit{node['LIMIT']}" if node["LIMIT"] else "")
 
 
 def get_dataset(node: Mapping[str, Any]) -> Splits:
@@ -148,11 +148,13 @@ def get_dataset(node: Mapping[str, Any]) -> Splits:
         size = nbytes(len(train) + len(test), train.side + 2 * padding)
         check_memory(size, f"images padded by {padding} pixels", "take a smaller DATASET.PADDING")
         train, test = train.changed(**changes), test.changed(**changes)
-    if settings.HOLDOUT:
-        check_memory(train.padded.nbytes, "the part of the images that is held out", SMALLER)
+    if settings.HOLDOUT or settings.LIMIT:
+        _left(train.targets.bincount().tolist(), settings)
+        check_memory(train.padded.nbytes, "the images without those left out", SMALLER)
         kept, held = stratified(train.targets, settings.HOLDOUT, settings.HOLDOUT_SEED)
-        _check_held(len(held), settings.HOLDOUT, int(train.targets.bincount().max()))
-        train, test = train.subset(kept), train.subset(held, alone=True)
+        if settings.HOLDOUT:
+            test = train.subset(held, alone=True)
+        train = train.subset(first_of_each(train.targets, kept, settings.LIMIT))
     return train, test
 
 
@@ -171,22 +173,43 @@ def stratified(targets: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor
     return (~held).nonzero().flatten(), held.nonzero().flatten()
 
 
+def first_of_each(targets: Tensor, places: Tensor, limit: int) -> Tensor:
+    """Of these places in a data set the first `limit` of each class, in order; 0: all.
+
+    Args:
+        targets: labels (N,).
+    """
+    if not limit:
+        return places
+    labels = targets[places]
+    return torch.cat([places[labels == label][:limit] for label in labels.unique()]).sort().values
+
+
 def _held(count: int, share: float) -> int:
     return max(0, min(round(share * count), count - 1))
 
 
-def _check_held(held: int, share: float, largest: int) -> None:
-    """Refuse a share that holds out no image.
+def _left(of_class: Sequence[int], settings: Dataset) -> list[int]:
+    """How many of the training images of each class are trained on.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: HOLDOUT or LIMIT leaves out no image.
     """
-    if share > 0 and not held:
-        most = counted(largest, "training image")
+    share, limit = settings.HOLDOUT, settings.LIMIT
+    left = [count - _held(count, share) for count in of_class]
+    if share > 0 and left == [*of_class]:
+        most = counted(max(of_class), "training image")
         raise ConfigError(
             f"DATASET.HOLDOUT: {share:g} holds out no image: a class has at most {most}; expected "
             f"a larger share, or 0"
         )
+    if limit >= max(left):
+        most = counted(max(left), "training image")
+        raise ConfigError(
+            f"DATASET.LIMIT: {limit} leaves out no image: a class has at most {most}; expected "
+            f"fewer, or 0"
+        )
+    return [min(count, limit) for count in left] if limit else left
 
 
 def empty_classes(train: ImageSet, test: ImageSet) -> list[str]:
@@ -224,6 +247,8 @@ def _checked(sets: Any, kind: str) -> Splits:
         fault = "labels below 0"
     elif train.classes < 2:
         fault = "training images of one class, expected two or more"
+    elif train.names and len(train.names) != train.classes:
+        fault = f"{len(train.names)} class names, and labels of {train.classes} classes"
     elif test.classes > train.classes:
         most, least = train.classes - 1, test.classes - 1
         fault = f"a label {least} in the test set, in the training set at most {most}"
@@ -244,7 +269,7 @@ DATASETS |= {
     "tiny_imagenet": _official(lambda root: tiny_imagenet.load(root), [500] * 200, 64),
     "arrays": Source(lambda s: arrays.load_file(Path(s.ROOT))),
     "folder": Source(
-        lambda s: arrays.load_folder(Path(s.ROOT), s.SIDE),
-        lambda s: arrays.folder_facts(Path(s.ROOT), s.SIDE),
+        lambda s: arrays.load_folder(Path(s.ROOT), s.SIDE, s.HOLDOUT > 0),
+        lambda s: arrays.folder_facts(Path(s.ROOT), s.SIDE, s.HOLDOUT > 0),
     ),
 }

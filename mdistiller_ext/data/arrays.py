@@ -20,7 +20,8 @@ from ..files import default_cache, write_atomically
 from ..memory import check_memory
 from .views import ImageSet
 
-SPLITS, FOLDERS, WHAT = ("train", "test"), ("train", "val"), ("images", "labels")
+SPLITS, WHAT = ("train", "test"), ("images", "labels")
+TESTS = ("val", "test")  # folders of which the first that is there has the test images
 SMALLER = "take fewer images, or a smaller DATASET.SIDE or DATASET.PADDING"
 Split = tuple[Tensor, Tensor]  # images (N, 3, side, side), uint8, and labels (N,)
 Files = list[tuple[Path, int]]  # (file, label)
@@ -94,43 +95,59 @@ def load_file(file: Path) -> tuple[ImageSet, ImageSet]:
     return as_sets(*read_arrays(file))
 
 
-def load_folder(root: Path, side: int) -> tuple[ImageSet, ImageSet]:
-    """(train, test) of the folders train/ and val/ with a folder a class."""
-    _, splits, left_out = _listed(root, side)
+def load_folder(root: Path, side: int, held_out: bool) -> tuple[ImageSet, ImageSet]:
+    """(train, test) of the folders train/ and val/ or test/ with a folder a class.
+
+    Args:
+        held_out: whether training images take the test set's place. Then there need be none, and
+            `root` itself may have the folders of the classes: both sets are all of its images.
+    """
+    classes, splits, left_out = _listed(root, side, held_out)
     if left_out:
         print(f"DATASET.ROOT {root}: {left_out}")
-    return as_sets(*read_splits(splits, side, padding=side // 8))
+    if len(splits) == 1:
+        print(f"DATASET.ROOT {root}: holds no test set: DATASET.HOLDOUT takes its place")
+    return as_sets(*read_splits(splits, side, padding=side // 8), names=classes)
 
 
-def folder_facts(root: Path, side: int) -> tuple[list[int], int]:
+def folder_facts(root: Path, side: int, held_out: bool) -> tuple[list[int], int]:
     """The training images of each class and their side, from a folder's listing."""
-    classes, (train, _), _ = _listed(root, side)
+    classes, (train, *_), _ = _listed(root, side, held_out)
     count = Counter(label for _, label in train)
     return [count[label] for label in range(len(classes))], side
 
 
-def _listed(root: Path, side: int) -> Listed:
+def _listed(root: Path, side: int, held_out: bool) -> Listed:
     if not side:
         raise ConfigError("DATASET.SIDE: 0 is not allowed, expected the pixels to scale images to")
-    return list_folder(root, FOLDERS)
+    train, tests = (root / "train").is_dir(), [n for n in TESTS if (root / n).is_dir()]
+    if train and tests:
+        return list_folder(root, ("train", tests[0]))
+    if held_out and root.is_dir() and not tests:
+        return list_folder(root, ("train" if train else "",))
+    raise ConfigError(
+        f"DATASET.ROOT {root}: holds no folder {'val/ or test/' if train else 'train/'}: expected "
+        f"train/ and val/ or test/, or DATASET.HOLDOUT, as 0.2, where it has no test set"
+    )
 
 
-def as_sets(train: Split, test: Split) -> tuple[ImageSet, ImageSet]:
-    """Normalised by the mean and the deviation of each channel of the training images."""
+def as_sets(*splits: Split, names: Sequence[str] = ()) -> tuple[ImageSet, ImageSet]:
+    """(train, test), normalised by the mean and the deviation of each channel of the training
+    images; of a single split both are that."""
     total, square, count = torch.zeros(3).double(), torch.zeros(3).double(), 0
-    for part in train[0].split(1024):
+    for part in splits[0][0].split(1024):
         pixels = part.double().div_(255).transpose(0, 1).flatten(1)
         total += pixels.sum(dim=1)
         square += pixels.square().sum(dim=1)
         count += pixels.shape[1]
     mean = total / count
     std = (square / count - mean**2).clamp_min(1e-8).sqrt()  # of one colour, anything will do
-    padding = train[0].shape[2] // 8
-    one, other = (
-        ImageSet.build(*split, tuple(mean.tolist()), tuple(std.tolist()), padding, True)
-        for split in (train, test)
-    )
-    return one, other
+    padding = splits[0][0].shape[2] // 8
+    sets = [
+        ImageSet.build(*split, tuple(mean.tolist()), tuple(std.tolist()), padding, True, names)
+        for split in splits
+    ]
+    return sets[0], sets[-1]
 
 
 def list_folder(root: Path, names: Sequence[str]) -> Listed:
@@ -222,7 +239,7 @@ def read_splits(splits: list[Files], side: int, padding: int) -> list[Split]:
     count = sum(map(len, splits))
     size = nbytes(count, side) + nbytes(count, side + 2 * padding)
     check_memory(size, f"{count:,} images of {side} x {side}, and padded", SMALLER)
-    return [read_files(files, side, name) for files, name in zip(splits, FOLDERS, strict=True)]
+    return [read_files(files, side, name) for files, name in zip(splits, SPLITS, strict=False)]
 
 
 def nbytes(images: int, side: int) -> int:

@@ -15,6 +15,7 @@ URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
 FOLDER = "cifar-10-batches-py"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
 # md5 of each file; it is a pickle: nothing but the official files is ever loaded.
 FILES = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -48,7 +49,7 @@ def load(root: Path) -> tuple[ImageSet, ImageSet]:
         parts.append(tensors(content["data"], np.asarray(content["labels"])))
     images, labels = (torch.cat(some) for some in zip(*parts[:-1], strict=True))
     train, test = (
-        ImageSet.build(*split, MEAN, STD, padding=4, flips=True)
+        ImageSet.build(*split, MEAN, STD, padding=4, flips=True, names=NAMES.split())
         for split in ((images, labels), parts[-1])
     )
     return train, test

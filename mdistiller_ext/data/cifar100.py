@@ -16,6 +16,18 @@ from .views import ImageSet
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
 ARCHIVE_MD5 = "03b5dce01913d631647c71ecec9e9cb8"
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+# Of the fine labels, by their numbers.
+NAMES = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+    butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch
+    crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house
+    kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+    mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree
+    plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark
+    shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table
+    tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+    willow_tree wolf woman worm
+"""
 RECORD = 2 + 3 * 32 * 32  # coarse label, fine label, red, green and blue planes
 
 FOLDERS = ("cifar-100-binary", "cifar-100-python")
@@ -44,7 +56,7 @@ def load(root: Path) -> tuple[ImageSet, ImageSet]:
         fetch(root)
         return load(root)
     train, test = (
-        ImageSet.build(images, targets, MEAN, STD, padding=4, flips=True)
+        ImageSet.build(images, targets, MEAN, STD, padding=4, flips=True, names=NAMES.split())
         for images, targets in splits
     )
     return train, test

@@ -29,7 +29,7 @@ def load(root: Path) -> tuple[ImageSet, ImageSet]:
         lines = [line.split("\t") for line in notes.read_text().splitlines()]
         splits.append([(root / "val/images" / name, classes.index(of)) for name, of, *_ in lines])
     train, test = (
-        ImageSet.build(*split, MEAN, STD, padding=8, flips=True)
+        ImageSet.build(*split, MEAN, STD, padding=8, flips=True, names=classes)
         for split in read_splits(splits, 64, padding=8)
     )
     return train, test

@@ -39,6 +39,7 @@ class ImageSet:
         padding: zero pixels on each side, of the raw image.
         flips: whether views are mirrored with probability 1/2.
         whole, places: of a part of a set, the set and where its images are in it, (N,).
+        names: of the classes, by label; empty: their numbers.
     """
 
     padded: Tensor
@@ -49,6 +50,7 @@ class ImageSet:
     flips: bool
     whole: "ImageSet | None" = None
     places: Tensor | None = None
+    names: tuple[str, ...] = ()
 
     @classmethod
     def build(
@@ -59,11 +61,12 @@ class ImageSet:
         std: Sequence[float] | Tensor,
         padding: int,
         flips: bool,
+        names: Sequence[str] = (),
     ) -> "ImageSet":
         """From raw images (N, 3, H, W), uint8, and labels (N,)."""
         padded = F.pad(images, (padding,) * 4)
         mean, std = (torch.as_tensor(values, dtype=torch.float32) for values in (mean, std))
-        return cls(padded, targets.long(), mean, std, padding, flips)
+        return cls(padded, targets.long(), mean, std, padding, flips, names=tuple(names))
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -85,11 +88,15 @@ class ImageSet:
         """Of a part of a set, those of the whole."""
         return int((self.whole or self).targets.max()) + 1
 
+    @property
+    def class_names(self) -> list[str]:
+        return [*self.names] or [*map(str, range(self.classes))]
+
     def changed(self, **changes: Any) -> "ImageSet":
         """The same images with another `mean`, `std`, `padding` or `flips`."""
         pad = self.padding
         raw = self.padded[:, :, pad : pad + self.side, pad : pad + self.side]
-        own: dict[str, Any] = {name: getattr(self, name) for name in AUGMENTATION}
+        own: dict[str, Any] = {name: getattr(self, name) for name in (*AUGMENTATION, "names")}
         return ImageSet.build(raw, self.targets, **(own | changes))
 
     def subset(self, places: Tensor, alone: bool = False) -> "ImageSet":

@@ -6,4 +6,5 @@ from .folder import default_name, former_name
 from .own import distill
 from .replicas import World
 from .stop import StopSignals
+from .student import Student, left_by, load_student
 from .training import teacher_weights, train, train_many

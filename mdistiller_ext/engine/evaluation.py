@@ -60,6 +60,13 @@ def performance(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     }
 
 
+def confusion(logits: Tensor, targets: Tensor) -> Tensor:
+    """How many images of each label (rows) are taken for each class (columns): (C, C), int64."""
+    classes = logits.shape[1]
+    pairs = targets * classes + logits.argmax(dim=1)
+    return pairs.bincount(minlength=classes**2).view(classes, classes)
+
+
 def calibration_error(confidence: Tensor, hits: Tensor) -> Tensor:
     """The expected calibration error (Guo et al., ICML 2017): a scalar in [0, 1].
 

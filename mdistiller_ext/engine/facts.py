@@ -75,17 +75,25 @@ def data_facts(parts: Parts, train_set: ImageSet, test_set: ImageSet) -> dict[st
     held = f"{len(test_set):,} training images, held out"
     if share:
         print(f"DATASET.HOLDOUT {share}: what is called test are {held}")
+    if limit := parts.dataset.LIMIT:
+        print(f"warning: {limited(limit, len(train_set))}")
     return {
         "train_images": len(train_set),
         "evaluated_images": len(test_set),
         "evaluated_on": held if share else "the test set",
         "classes": parts.classes,
+        "class_names": train_set.class_names,
         "side": train_set.side,
         "mean": train_set.mean.tolist(),
         "std": train_set.std.tolist(),
         "padding": train_set.padding,
         "flips": train_set.flips,
     }
+
+
+def limited(limit: int, images: int) -> str:
+    """A line on a run of some of the training images only."""
+    return f"DATASET.LIMIT {limit}: trained on {images:,} images of the data set, as a quick try"
 
 
 def teacher_facts(
@@ -118,7 +126,7 @@ def unlike_holdout(dataset: Dataset, file: Path) -> str:
 
     A record beside the file says what they were trained on, and by which teacher.
     """
-    share, seed = dataset.HOLDOUT, dataset.HOLDOUT_SEED
+    share, seed, limit = dataset.HOLDOUT, dataset.HOLDOUT_SEED, dataset.LIMIT
     here = f"DATASET.HOLDOUT {share}, HOLDOUT_SEED {seed}"
     record = _beside(file, dataset.TYPE)
     if not record:
@@ -132,6 +140,12 @@ def unlike_holdout(dataset: Dataset, file: Path) -> str:
         return f"{trained}, so on held-out images ({here})"
     if theirs[0] > share:
         return f"{trained}, so without some of the images that are trained on here ({here})"
+    least = node.get("LIMIT", 0)
+    if least and not 0 < limit <= least:
+        return (
+            f"{file} was trained with DATASET.LIMIT {least}, so without some of the images that "
+            f"are trained on here (DATASET.LIMIT {limit})"
+        )
     before = record["teacher"]
     return unlike_holdout(dataset, Path(before["file"])) if share and before else ""
 

@@ -29,6 +29,7 @@ TYPES = {
     "wall_seconds": (int, float),
 }
 SESSION_TYPES = {"first_epoch": int, "torch": str, "device_name": str, "mdistiller_ext": str}
+CLASS_TYPES = {"top1": list, "confusion": list}
 TEACHER_TYPES = {"name": str, "file": str, "sha256": str, "test_top1": (int, float)}
 
 
@@ -63,6 +64,23 @@ def summary(history: Sequence[dict[str, float]]) -> dict[str, float]:
         "best_epoch_top1_selected_on_test": best["test_top1"],
         "best_epoch": best["epoch"],
     }
+
+
+def by_class(confusion: Sequence[Sequence[int]]) -> dict[str, list]:
+    """For the record, by label: top-1 in percent, None of a class without an image; and how many of
+    its images are taken for each class, as text: "97 0 3".
+
+    Args:
+        confusion: as `evaluation.confusion` counts them.
+    """
+    top1 = [100 * row[n] / sum(row) if sum(row) else None for n, row in enumerate(confusion)]
+    return {"top1": top1, "confusion": [" ".join(map(str, row)) for row in confusion]}
+
+
+def confusion_of(record: Mapping[str, Any]) -> list[list[int]]:
+    """The counts that `by_class` has written into a record, or [] of a run that has none."""
+    rows = record.get("by_class", {}).get("confusion", [])
+    return [[*map(_integer, str(row).split())] for row in rows]
 
 
 def peak_memory(device: torch.device) -> int:
@@ -159,6 +177,9 @@ def _fault(record: Any) -> str:
         fault = fault or _misfit(session, SESSION_TYPES, "an environment")
     if not fault and record.get("teacher") is not None:
         fault = _misfit(record["teacher"], TEACHER_TYPES, "teacher")
+    if not fault and "by_class" in record:
+        types = {"by_class": CLASS_TYPES, "data": {"class_names": list}}
+        fault = _misfit(record, types, "the record") or _class_fault(record)
     if fault:
         return f"damaged: {fault}"
     if record.get("sha256") != digest(record):
@@ -170,6 +191,14 @@ def _fault(record: Any) -> str:
     expected = summary(record["epochs"])
     wrong = [key for key, value in expected.items() if record.get(key) != value]
     return f"its epochs give another {', '.join(wrong)}" if wrong else ""
+
+
+def _class_fault(record: dict[str, Any]) -> str:
+    rows, names = confusion_of(record), record["data"]["class_names"]
+    square = all(len(row) == len(rows) and min(row) >= 0 for row in rows)
+    if not square or len(names) != len(rows) or by_class(rows) != record["by_class"]:
+        return "by_class is no table of its classes"
+    return ""
 
 
 def _misfit(value: Any, expected: Any, name: str) -> str:

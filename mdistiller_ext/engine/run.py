@@ -26,12 +26,12 @@ from ..teacher import Weights
 from . import chain
 from .build import few
 from .environment import changes
-from .evaluation import fidelity, logits_of, numbers, performance, predict, unsteady
+from .evaluation import confusion, fidelity, logits_of, numbers, performance, predict, unsteady
 from .events import Events, Progress
 from .facts import data_facts, method_facts, no_gain, session_facts, teacher_facts
 from .folder import LATEST, check_history, fitting, plain, save_state
 from .loop import Epoch, HeldOut
-from .record import peak_memory, summary, write_record
+from .record import by_class, peak_memory, summary, write_record
 from .shared import Shared
 from .trainer import Trainer
 from .writer import Writer, snapshot
@@ -95,6 +95,7 @@ class Run:
             self._go_on(state)
         self.logits_teacher = self._teacher_logits(weights) if weights else None
         self.teacher_sha256 = weights.sha256 if weights else None
+        self.logits_student: Tensor | None = None  # on the test set, of the last evaluation
         self.record: dict[str, Any] = {}
         self.sessions = self._sessions(state)
         self.facts: dict[str, Any] = {
@@ -189,7 +190,7 @@ class Run:
         try:
             yield
             self.writer.wait()
-            self._write_record("finished")
+            self._write_record("finished", **self._results())
             status = 0
             self.record = self.world.tell(self.record)
         except BaseException as error:
@@ -425,7 +426,7 @@ class Run:
         )
 
     def _evaluate(self) -> dict[str, Tensor]:
-        logits = self._predict(self.student)
+        self.logits_student = logits = self._predict(self.student)
         measured = performance(logits, self.test_set.targets)
         if self.logits_teacher is not None:
             measured |= fidelity(logits, self.logits_teacher)
@@ -433,6 +434,15 @@ class Run:
             found = performance(self._predict(average.module), self.test_set.targets)
             measured |= {f"ema_{name}": value for name, value in found.items()}
         return measured
+
+    def _results(self) -> dict[str, Any]:
+        """What the record of a finished run says beside its epochs."""
+        if not self.world.first:
+            return {}
+        if self.logits_student is None:  # it lacked only its last record
+            self.logits_student = self._predict(self.student)
+        found = confusion(self.logits_student, self.test_set.targets)
+        return {"by_class": by_class(found.tolist())}
 
     def _check_stop(self) -> None:
         """Heed a signal where nothing is half done; of several processes each would stop at

@@ -43,6 +43,7 @@ from .shared import Shared
 from .stop import StopSignals
 from .trainer import Trainer, kind
 
+LEFT_OUT = ("HOLDOUT", "HOLDOUT_SEED", "LIMIT")  # keys of DATASET: what is not trained on
 LOCK_WAIT = 10.0  # seconds: what holds a run's folder may just have been told to stop
 
 
@@ -305,18 +306,16 @@ def other_config(cfg: CfgNode, file: Path) -> str:
 
 
 def teacher_config(cfg: CfgNode) -> CfgNode:
-    """DISTILLER.TEACHER_CFG with the run's folders, images and held-out part.
+    """DISTILLER.TEACHER_CFG with the run's folders and images.
 
     Raises:
         ConfigError: it does not train the teacher of this run.
     """
     name, dataset = cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE
-    places = ["LOG.PREFIX", cfg.LOG.PREFIX]
-    for key in ("ROOT", "SIDE", "MEAN", "STD"):
-        places += [f"DATASET.{key}", cfg.DATASET[key]]
+    data = _of_data(cfg, "ROOT", "SIDE", "MEAN", "STD", *LEFT_OUT)
     where = cfg.DISTILLER.TEACHER_CFG
     try:
-        teacher_cfg = load_cfg(where, [*places, *_held_out(cfg)])
+        teacher_cfg = load_cfg(where, ["LOG.PREFIX", cfg.LOG.PREFIX, *data])
     except ConfigError as error:
         faults = [fault.removeprefix(f"--cfg {where}: ") for fault in str(error).splitlines()]
         lines = [f"DISTILLER.TEACHER_CFG {where}: {fault}" for fault in faults]
@@ -335,9 +334,8 @@ def teacher_config(cfg: CfgNode) -> CfgNode:
     return teacher_cfg
 
 
-def _held_out(cfg: CfgNode) -> list[Any]:
-    """The options KEY VALUE of the held-out part."""
-    keys = "HOLDOUT", "HOLDOUT_SEED"
+def _of_data(cfg: CfgNode, *keys: str) -> list[Any]:
+    """The options KEY VALUE of some keys of DATASET."""
     return [word for key in keys for word in (f"DATASET.{key}", cfg.DATASET[key])]
 
 
@@ -345,7 +343,8 @@ def train_teacher(cfg: CfgNode, device: torch.device) -> Path:
     """Train the teacher and keep it, with its record, in `checkpoints/` of the working folder."""
     name, dataset, teacher_cfg = cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE, teacher_config(cfg)
     file = kept_at(name, trained_on(cfg.DATASET))
-    run = default_name(teacher_cfg, _held_out(cfg) if cfg.DATASET.HOLDOUT else ())
+    named = [*LEFT_OUT[:2]] * bool(cfg.DATASET.HOLDOUT) + [*LEFT_OUT[2:]] * bool(cfg.DATASET.LIMIT)
+    run = default_name(teacher_cfg, _of_data(cfg, *named))
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file.with_suffix(".lock")).acquire()

@@ -221,6 +221,27 @@ def dat_groups(runs: Sequence[Epochs]) -> Figure | None:
     return figure
 
 
+def confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
+    """How many images of each label (rows) are taken for each class (columns), as shares of the
+    label's.
+
+    Args:
+        names: of the classes; of more than 30 they are left out.
+    """
+    found = np.asarray(counts, float)
+    shares = 100 * found / np.maximum(found.sum(1, keepdims=True), 1)
+    with matplotlib.rc_context({"font.size": 11}):
+        figure = Figure(figsize=(WIDTH, WIDTH - 1), layout="constrained")
+        axes = figure.add_subplot()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+        figure.colorbar(image, label="% of the label's images")
+        if len(names) <= 30:
+            axes.set_xticks(range(len(names)), names, rotation=90)
+            axes.set_yticks(range(len(names)), names)
+        axes.set(xlabel="taken for", ylabel="label")
+    return figure
+
+
 def softened(
     images: Tensor, logits: Tensor, targets: Tensor, temperature: float, ratio: float
 ) -> Figure:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ..data import facts
+from ..engine.facts import limited
 from ..errors import ConfigError, RunError, counted
 from ..files import write_atomically, writing
 from ..inert import weak_teacher
@@ -50,7 +51,12 @@ def write_report(study: Study, allowed: Iterable[str] = ()) -> tuple[str, Path]:
     report = Report(
         f"Study {study.name}",
         _intro(study, records),
-        [*findings.warnings, *inert_arms(study), *_doubtful_teachers(study, records)],
+        [
+            *findings.warnings,
+            *inert_arms(study),
+            *_doubtful_teachers(study, records),
+            *_limits(records),
+        ],
         _verdicts(study, records, findings),
         sections(study, records, findings),
         left_out + missing,
@@ -197,6 +203,13 @@ def _doubtful_teachers(study: Study, records: Records) -> list[str]:
             lines.append(weak_teacher(teacher["name"], teacher["test_top1"], data["classes"]))
             lines.append(teacher.get("holdout", ""))  # new
     return list(filter(None, dict.fromkeys(lines)))
+
+
+def _limits(records: Records) -> list[str]:
+    """One line for each part of a training set that runs had instead of it."""
+    limits = {name: r["config"]["DATASET"].get("LIMIT", 0) for name, r in records.items()}
+    found = [limited(n, records[k]["data"]["train_images"]) for k, n in limits.items() if n]
+    return [*dict.fromkeys(found)]
 
 
 def _flat(rows: list[dict[str, Any]]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from ..engine.record import own_figures
+from ..engine.record import confusion_of, own_figures, printable
 from . import plots
 from .formats import PAGES, drawn, embedded
 from .pictures import FOUND, SCHEDULES
@@ -45,9 +45,15 @@ def page(runs: Mapping[str, dict[str, Any]], facts: Mapping[str, Mapping[str, st
     }
     for name, epochs in histories.items():
         figures[f"{name}: the groups of DAT, by their loss."] = plots.dat_groups([epochs])
+        if counts := confusion_of(runs[name]):
+            caption = f"{name}: what the images of each class are taken for, in the last epoch."
+            names = [printable(word) for word in runs[name]["data"]["class_names"]]
+            figures[caption] = plots.confusion(counts, names)
     return PAGES.get_template("runs.html.j2").render(
         title=next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs",
         facts=facts,
+        rows=dict.fromkeys(fact for run in facts.values() for fact in run),
+        classes=_top1(runs),
         pictures=[
             (caption, embedded(drawn(figure, "svg")))
             for caption, figure in figures.items()
@@ -57,3 +63,15 @@ def page(runs: Mapping[str, dict[str, Any]], facts: Mapping[str, Mapping[str, st
             name: yaml.safe_dump(record["config"], sort_keys=False) for name, record in runs.items()
         },
     )
+
+
+def _top1(runs: Mapping[str, dict[str, Any]]) -> dict[str, list[float | None]]:
+    """The top-1 of each class in each run; None where a run has none."""
+    of_run = [
+        dict(zip(run["data"]["class_names"], run["by_class"]["top1"], strict=True))
+        if "by_class" in run
+        else {}
+        for run in runs.values()
+    ]
+    names = dict.fromkeys(name for top1 in of_run for name in top1)
+    return {printable(name): [top1.get(name) for top1 in of_run] for name in names}

@@ -108,7 +108,7 @@ def fetch_weights(name: str, dataset: str) -> Path:
 
 
 def load_weights(file: Path) -> Weights:
-    """Read a state dict without running any of the file's code.
+    """Read a state dict, of torch.save or of safetensors, without running any of the file's code.
 
     It is the file's content, or the first of its ENTRIES that is one. The names in it stay as they
     are: `load_into` knows which a network has.
@@ -117,7 +117,7 @@ def load_weights(file: Path) -> Weights:
         RunError: the file cannot be read, holds no state dict, or a NaN or an infinity.
     """
     raw = read(file)
-    content = parse(file, raw)
+    content = _safetensors(file, raw) if file.suffix == ".safetensors" else parse(file, raw)
     if not isinstance(content, dict):
         raise RunError(f"{file}: expected a state dict, found a {type(content).__name__}")
     found = {key: content[key] for key in ENTRIES if _is_state(content.get(key))}
@@ -140,6 +140,23 @@ def load_weights(file: Path) -> Weights:
         others={key: found[key] for key in others},
         claim=_claim(file, content),
     )
+
+
+def _safetensors(file: Path, raw: bytes) -> State:
+    """The tensors of a file of safetensors, by name.
+
+    Raises:
+        ConfigError: safetensors is not installed.
+        RunError: it is damaged.
+    """
+    try:
+        from safetensors.torch import load
+    except ImportError as error:
+        raise ConfigError(f"{file}: {error}: pip install 'mdistiller-ext[export]'") from error
+    try:
+        return load(raw)
+    except Exception as error:  # an untrusted file can raise anything
+        raise RunError(f"{file}: not a readable checkpoint: {brief(str(error))}") from error
 
 
 def load_into(model: nn.Module, weights: Weights, name: str) -> None:
@@ -282,7 +299,7 @@ def _claim(file: Path, content: Mapping[str, Any]) -> tuple[float, str] | None:
     record = file.with_name("record.json") if of_run else file.with_suffix(".json")
     with suppress(RunError, ValueError, LookupError, TypeError):  # it need not be a record
         found = json.loads(read(record))
-        return float(_recorded(file.name, found)), f"{record}, of {found['data']['evaluated_on']}"
+        return float(_recorded(file.stem, found)), f"{record}, of {found['data']['evaluated_on']}"
     return None
 
 
