@@ -256,7 +256,7 @@ def _settings(config: dict[str, Any]) -> dict[str, str]:
     """Key -> value as text; without places and seed, and without the name of the method's node."""
     node = f"{config['DISTILLER']['TYPE']}."
     return {
-        key.removeprefix(node): str(value)
+        key.removeprefix(node): str(value) or "''"
         for key, value in leaves(config)
         if not key.startswith(PLACES) and key != "SOLVER.SEED"
     }
