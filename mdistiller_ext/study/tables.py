@@ -325,7 +325,7 @@ def _settings(cfg: CfgNode, of: CfgNode) -> dict[str, str]:
     """Key -> value as text of what acts in `of`; without places and seed, and without the name of
     the method's node."""
     return {
-        key.removeprefix(f"{of.DISTILLER.TYPE}."): str(value)
+        key.removeprefix(f"{of.DISTILLER.TYPE}."): str(value) or "''"
         for key, value in leaves(json.loads(json.dumps(cfg)))
         if acts(key, of) and not key.startswith(PLACES) and key != "SOLVER.SEED"
     }
