@@ -1,6 +1,8 @@
 """Runs as rows of one program: each is the run that it would be alone."""
 
 import gc
+import os
+import signal
 import weakref
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,7 +20,8 @@ from mdistiller_ext.engine import train, train_many
 from mdistiller_ext.engine.loop import Epoch, Meter, train_epoch
 from mdistiller_ext.engine.record import read_record
 from mdistiller_ext.engine.rows import Rows
-from mdistiller_ext.errors import ConfigError
+from mdistiller_ext.engine.run import Run
+from mdistiller_ext.errors import ConfigError, Stopped
 from mdistiller_ext.models import FORMS
 from mdistiller_ext.seeding import epoch_generator
 
@@ -386,6 +389,40 @@ def test_an_error_of_a_program_ends_its_runs_and_no_others(stacked, monkeypatch)
         assert read_record(Path("output/digits", name, "record.json"))["status"] == "failed"
     gc.collect()
     assert len(trainers) == 2 and not any(trainer() for trainer in trainers)
+
+
+def test_an_epoch_that_a_program_cannot_take_is_taken_run_by_run(stacked, monkeypatch):
+    """As where the loss of one of them raises; so the fault is its own."""
+    jobs = [(stacked("kd", seed), f"run{seed}") for seed in range(2)]
+    alone = [train(cfg, f"{name}-alone", CPU)[1] for cfg, name in jobs]
+
+    def launch(self, launch):
+        raise ValueError("a loss of one's own")
+
+    monkeypatch.setattr(Rows, "launch", launch)
+    broken = stacked("kd", 4, "KD.LOSS.KD_WEIGHT", "1e37"), "broken"
+    *records, error = train_many([*jobs, broken], CPU)
+    assert [record["status"] for record in records] == ["finished"] * 2
+    assert "not finite" in str(error)
+    for (_, name), folder in zip(jobs, alone, strict=True):
+        assert_same(folder.parent / name, folder)
+
+
+def test_a_signal_while_the_last_epoch_is_evaluated_stops_the_queue(stacked, monkeypatch):
+    jobs = [(stacked("vanilla", seed, "SOLVER.EPOCHS", "1"), f"run{seed}") for seed in range(3)]
+    evaluate = Run._evaluate
+
+    def evaluated(self):
+        if self.folder.name == "run1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self)
+
+    monkeypatch.setattr(Run, "_evaluate", evaluated)
+    with pytest.raises(Stopped):
+        train_many(jobs, CPU, together=2)
+    folder = Path("output/digits")
+    assert read_record(folder / "run1" / "record.json")["status"] == "finished"
+    assert not (folder / "run2" / "record.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,16 @@ def test_a_second_signal_has_its_usual_effect():
             stop.check()
 
 
+def test_a_signal_before_a_teachers_training_stops_that_too():
+    with StopSignals() as outer:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with StopSignals() as inner, pytest.raises(Stopped, match="stopped by SIGTERM"):
+            inner.check()
+        assert outer.signum == signal.SIGTERM
+    with StopSignals() as stop:
+        stop.check()
+
+
 @contextmanager
 def started(*command):
     """A process that would go on for days; whatever happens, it does not outlive the test."""
