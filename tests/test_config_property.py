@@ -280,7 +280,7 @@ def test_any_config_trains_or_is_refused(place, values, data):
     patch.chdir(home / "work")
     trained.clear()
     ckpt = values.get("DISTILLER.TEACHER_CKPT", "")
-    pair = values["DISTILLER.TEACHER"], values["DATASET.TYPE"]
+    pair = str(values["DISTILLER.TEACHER"]), str(values["DATASET.TYPE"])
     if ckpt in ("", b"") and pair[0] in SMALL and pair[1] in CLASSES:
         values["DISTILLER.TEACHER_CKPT"] = weights(home, *pair)
     if pair[1] == "arrays":
