@@ -251,9 +251,8 @@ class Run:
                     self._check_stop()
 
                 teacher = self.table.logits(index, view, told)
-            missing = self.prefetched + self.table.misses - before
-            self.prefetched = 0
             if epoch > self.planned:  # not of an epoch that is trained anew
+                missing, self.prefetched = self.prefetched + self.table.misses - before, 0
                 share = 100 * (len(index) - missing) / max(1, len(index))
                 self.hits = {"teacher_table_hits": share}
         elif self.logits_teacher is not None and not self.alone:
@@ -279,8 +278,8 @@ class Run:
         """Before the first step of an epoch that was planned: what came before is no part of its
         pace, and what the table lacks of the next epoch may be computed between the steps."""
         self.filling = time.perf_counter() - self.started - self.spent
-        if self.table and self.epoch < self.solver.EPOCHS:
-            self.prefetched = self.table.prefetch(*self._keys(self.epoch + 1)[0])
+        if self.table and self.table.resident and self.epoch < self.solver.EPOCHS:
+            self.prefetched += self.table.prefetch(*self._keys(self.epoch + 1)[0])
 
     def _keys(self, epoch: int) -> tuple[tuple[Tensor, Tensor], list[int]]:
         """(images, views) of an epoch in this process, in order, and the sizes of its steps."""

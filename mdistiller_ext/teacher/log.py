@@ -82,7 +82,7 @@ class Log:
                     valid = (keys["position"] >= 0) & (keys["position"] < len(self.where))
                     position, sums = keys["position"][valid], keys["sum"][valid].astype(np.int64)
                     yield (
-                        torch.from_numpy(position.astype(np.int64)),
+                        torch.from_numpy(position),
                         torch.from_numpy(sums),
                         torch.from_numpy(rows[valid]),
                     )
